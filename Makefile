@@ -1,0 +1,34 @@
+# make train and make test each set up all they need, on a bare machine with Python 3.11.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: train test test-slow lint format bench clean
+
+train: .venv/installed
+	$(BIN)/python train.py --config=configs/tiny.py
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -q -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.train_step
+
+clean:
+	rm -rf .venv
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@

@@ -1,0 +1,245 @@
+"""Configuration: frozen, validated dataclasses, made from an ml_collections ConfigDict in one place.
+
+A config file (`configs/tiny.py`) returns a ConfigDict, so that a command line can override any knob;
+the rest of the code sees only the dataclasses below.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from mmrec_jax.errors import UserError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _require_at_least(section: str, config: Any, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= least, f"{section}.{name} is {value}; it must be at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model. Symbols in brackets are those of docs/architecture.md."""
+
+    vocab_size: int  # [V]
+    dim: int  # [D] width of the residual stream and of the recurrent state
+    num_layers: int  # [L]
+    num_heads: int  # [H] heads of the attention over short- and long-term memory
+    chunk_len: int  # [C] tokens between two consolidations
+    short_term: int  # [S] tokens kept before the current chunk; a multiple of chunk_len
+    long_term: int  # [M] slots per head for salient older tokens; 0 switches long-term memory off
+    dropout: float = 0.0
+    mu: float = 0.1  # weight of the gated integration in the core
+    shifted_keys: bool = True  # even heads use the key of the token before
+    saliency_weight: float = 0.3  # weight of the loss that teaches saliency to predict use
+    saliency_queries: int = 256  # queries a sequence that this loss looks at, at most
+    use_dpg: bool = False  # low-rank term in the decay logit
+    dpg_rank: int = 128
+    use_uboo: bool = False  # auxiliary loss that predicts the state
+    uboo_weight: float = 0.1
+    dtype: str = "float32"  # of everything but the recurrence, the softmax and the parameters
+    remat: bool = False  # recompute each block in the backward pass: less memory, more time
+
+    def __post_init__(self):
+        _require_at_least(
+            "model", self, 1, "vocab_size", "dim", "num_layers", "num_heads", "chunk_len",
+            "saliency_queries", "dpg_rank",
+        )  # fmt: skip
+        _require_at_least(
+            "model", self, 0, "short_term", "long_term", "saliency_weight", "uboo_weight"
+        )
+        _require(
+            self.dim % self.num_heads == 0,
+            f"model.dim {self.dim} is not divisible by model.num_heads {self.num_heads}",
+        )
+        _require(
+            self.head_dim % 2 == 0,
+            f"model.dim / model.num_heads is {self.head_dim}; rotary positions need an even number",
+        )
+        _require(
+            self.dim % 4 == 0,
+            f"model.dim {self.dim} is not divisible by 4 (decay MLPs are D/4 wide)",
+        )
+        _require(
+            self.short_term % self.chunk_len == 0,
+            f"model.short_term {self.short_term} is not a multiple of model.chunk_len "
+            f"{self.chunk_len}",
+        )
+        _require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be in [0, 1)")
+        _require(0 < self.mu < 1, f"model.mu is {self.mu}; it must be between 0 and 1")
+        _require_choice("model.dtype", self.dtype, ("float32", "bfloat16", "float64"))
+
+    @property
+    def head_dim(self) -> int:
+        """[K] width of a head."""
+        return self.dim // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from and how it is split."""
+
+    source: str  # "sample" (generated sentences) or "text" (UTF-8 files)
+    path: str = ""  # for "text": a file, or a glob such as "books/*.txt"
+    tokenizer: str = "char"
+    validation_fraction: float = (
+        0.05  # for "text": of the characters, contiguous, before the test split
+    )
+    test_fraction: float = 0.05  # for "text": the end of the corpus
+    sample_seed: int = 0  # for "sample"
+    sample_chars: int = 64_600  # for "sample": least number of characters of the training split
+
+    def __post_init__(self):
+        _require_choice("data.source", self.source, ("sample", "text"))
+        _require_choice("data.tokenizer", self.tokenizer, ("char",))
+        _require(
+            self.source != "text" or self.path != "",
+            "data.source is 'text' but data.path is empty; give a file or a glob, such as "
+            "--config.data.path='books/*.txt'",
+        )
+        for name in ("validation_fraction", "test_fraction"):
+            value = getattr(self, name)
+            _require(0 < value < 0.5, f"data.{name} is {value}; it must be between 0 and 0.5")
+        _require_at_least("data", self, 1, "sample_chars")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    seed: int
+    batch_size: int  # sequences a step, all accumulated micro-batches together
+    seq_len: int  # [T] tokens a sequence; a multiple of model.chunk_len
+    num_epochs: int
+    learning_rate: float  # peak, reached after warmup_steps
+    initial_learning_rate: float  # at the start of the warm-up
+    final_learning_rate: float  # at the end of the cosine decay, which is the end of training
+    warmup_steps: int
+    weight_decay: float  # on matrices only
+    b1: float
+    b2: float
+    clip_norm: float  # largest global norm of the gradient
+    accumulate_steps: int = 1  # micro-batches whose gradients are averaged into one step
+    eval_every: int = 0  # steps between evaluations besides those after each epoch; 0 for none
+    eval_batch_size: int = 8
+    patience: int = 0  # evaluations without improvement before training stops; 0 for never
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 3  # newest ones kept, besides the best
+    log_every: int = 10  # steps between two progress lines where there is no terminal
+
+    def __post_init__(self):
+        _require_at_least(
+            "train", self, 1, "batch_size", "seq_len", "num_epochs", "accumulate_steps",
+            "eval_batch_size", "checkpoint_every", "keep_checkpoints", "log_every",
+        )  # fmt: skip
+        _require_at_least(
+            "train", self, 0, "seed", "warmup_steps", "weight_decay", "learning_rate",
+            "initial_learning_rate", "final_learning_rate", "eval_every", "patience",
+        )  # fmt: skip
+        _require(self.clip_norm > 0, f"train.clip_norm is {self.clip_norm}; it must be above 0")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"train.{name} is {value}; it must be in [0, 1)")
+        _require(
+            self.batch_size % self.accumulate_steps == 0,
+            f"train.batch_size {self.batch_size} is not divisible by train.accumulate_steps "
+            f"{self.accumulate_steps}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run needs, saved in its workdir."""
+
+    name: str  # the default workdir is runs/<name>
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+
+    def __post_init__(self):
+        _require(
+            self.train.seq_len % self.model.chunk_len == 0,
+            f"train.seq_len {self.train.seq_len} is not a multiple of model.chunk_len "
+            f"{self.model.chunk_len}",
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def from_mapping(mapping: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+    """The validated config of a ConfigDict, or of a parsed config.json.
+
+    Raises:
+        UserError: an unknown or missing key, a value of the wrong type or out of range, or values
+            that do not fit together.
+    """
+    if isinstance(mapping, ml_collections.ConfigDict):
+        mapping = mapping.to_dict()
+    return _build(Config, mapping, "")
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """' (did you mean X?)' with the choice most like the word, or '' when none is."""
+    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """'section.key: value in a -> value in b' for every knob that is not equal."""
+    flat_a, flat_b = _flatten(dataclasses.asdict(a)), _flatten(dataclasses.asdict(b))
+    return [
+        f"{key}: {flat_a[key]!r} -> {flat_b[key]!r}" for key in flat_a if flat_a[key] != flat_b[key]
+    ]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in mapping:
+        _require(key in fields, f"unknown config key {prefix}{key}{nearest(key, list(fields))}")
+    values = {}
+    for name, field in fields.items():
+        if name not in mapping:
+            has_default = field.default is not dataclasses.MISSING
+            _require(has_default, f"config key {prefix}{name} is missing")
+            continue
+        value = mapping[name]
+        if dataclasses.is_dataclass(field.type):
+            _require(isinstance(value, Mapping), f"config key {prefix}{name} must be a section")
+            values[name] = _build(field.type, value, f"{prefix}{name}.")
+        else:
+            values[name] = _convert(f"{prefix}{name}", value, field.type)
+    return cls(**values)
+
+
+def _convert(key: str, value: Any, kind: type) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    _require(type(value) is kind, f"config key {key} is {value!r}; it must be {_KIND_NAMES[kind]}")
+    return value
+
+
+_KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}

@@ -1,0 +1,214 @@
+"""One block of MM-Rec: gated recurrence, three memories, feed-forward.
+
+u = RMSNorm1(x)
+[q, k, v, z, p, e] = split6(W_fused u + b_fused)
+gamma = gamma_max sigma(MLP_gamma(z)) sigma(MLP_context(k))
+h_t = recurrence (recurrence.py)
+a_t = W_o Attend(W_q h_t + b_q + q_t / 2 ; short-term, long-term) + b_o     (memory.py)
+y_t = (h_t + a_t + v_t / 10) * silu(e_t)
+x = x + dropout(y);   x = x + dropout(W_2 dropout(gelu(W_1 RMSNorm2(x) + b_1)) + b_2)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from mmrec_jax.config import ModelConfig
+from mmrec_jax.model import memory, saliency
+from mmrec_jax.model.linear import Linear, matmul
+from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
+
+NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
+
+
+class LayerState(NamedTuple):
+    """What a layer remembers between two chunks."""
+
+    h: Float[Array, "batch dim"]  # recurrent memory, float32 or wider
+    last_k: Float[Array, "batch heads K"]  # the next token's key in heads with shifted keys
+    memory: memory.MemoryState
+
+
+class AuxLosses(NamedTuple):
+    """Training losses besides cross-entropy, not weighted."""
+
+    saliency: Float[Array, ""]
+    uboo: Float[Array, ""]
+
+
+def param_dtype(config: ModelConfig) -> jnp.dtype:
+    """The dtype of parameters, recurrence and softmax: float32, or float64 where that is asked."""
+    return jnp.promote_types(jnp.dtype(config.dtype), jnp.float32)
+
+
+def init_layer_state(config: ModelConfig, batch: int) -> LayerState:
+    """A layer that has read nothing."""
+    heads, head_dim, dtype = config.num_heads, config.head_dim, jnp.dtype(config.dtype)
+    return LayerState(
+        h=jnp.zeros((batch, config.dim), param_dtype(config)),
+        last_k=jnp.zeros((batch, heads, head_dim), dtype),
+        memory=memory.init_memory(
+            batch, heads, head_dim, config.short_term, config.long_term, dtype, param_dtype(config)
+        ),
+    )
+
+
+class RMSNorm(nnx.Module):
+    """w sqrt(D) x / sqrt(sum(x^2) + eps)."""
+
+    def __init__(self, config: ModelConfig):
+        self.scale = nnx.Param(jnp.ones(config.dim, param_dtype(config)))
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        wide = x.astype(self.scale.dtype)
+        inverse = lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + NORM_EPS)
+        return (self.scale[...] * wide * (x.shape[-1] ** 0.5 * inverse)).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, linear, dim: int, hidden: int, **last):
+        self.up = linear(dim, hidden)
+        self.down = linear(hidden, dim, **last)
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        return self.down(nnx.gelu(self.up(x)))
+
+
+def _spread_decays(key, shape, dtype):
+    """Biases such that sigma runs evenly from 0.5 to 0.998 over the channels."""
+    decay = jnp.linspace(0.5, 0.998, shape[0], dtype=dtype)
+    return jnp.log(decay / (1 - decay))
+
+
+class Block(nnx.Module):
+    """A layer: see the top of this file. Attributes carry the names of the equations."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        dim = config.dim
+
+        def linear(features_in, features_out, **kwargs):
+            return Linear(
+                features_in,
+                features_out,
+                dtype=jnp.dtype(config.dtype),
+                param_dtype=param_dtype(config),
+                rngs=rngs,
+                **kwargs,
+            )
+
+        near_zero = nnx.initializers.normal(0.02)
+        self.norm1 = RMSNorm(config)
+        self.W_fused = linear(dim, 6 * dim)
+        self.mlp_gamma = MLP(linear, dim, dim // 4, kernel_init=near_zero, bias_init=_spread_decays)
+        self.mlp_context = MLP(
+            linear,
+            dim,
+            dim // 4,
+            kernel_init=near_zero,
+            bias_init=nnx.initializers.constant(4.0),
+        )
+        self.W_g = linear(dim, dim)
+        self.W_m = linear(2 * dim, dim)  # rows: z, then h
+        self.W_q = linear(dim, dim)
+        self.W_o = linear(dim, dim)
+        self.norm2 = RMSNorm(config)
+        self.W_1 = linear(dim, 4 * dim)
+        self.W_2 = linear(4 * dim, dim)
+        if config.use_dpg:
+            self.W_down = linear(dim, config.dpg_rank, use_bias=False)
+            self.W_up = linear(
+                config.dpg_rank, dim, use_bias=False, kernel_init=nnx.initializers.zeros
+            )
+        if config.use_uboo:
+            self.mlp_err = MLP(linear, dim, dim)
+            self.mlp_target = MLP(linear, dim, dim)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch T dim"],
+        segments: memory.Segments,
+        state: LayerState,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "batch T dim"], LayerState, AuxLosses]:
+        """Reads T tokens.
+
+        Args:
+            x: the residual stream.
+            segments: which tokens belong to one document.
+            state: the state before the first token.
+            key: for dropout; None switches it and the auxiliary losses off (evaluation).
+
+        Returns:
+            The residual stream, the state after the last token, and the auxiliary losses.
+        """
+        config = self.config
+        keys = jax.random.split(key, 4) if key is not None else (None,) * 4
+
+        def dropout(x, key):
+            return self.dropout(x, deterministic=key is None, rngs=key)
+
+        q, k, v, z, p, e = jnp.split(self.W_fused(self.norm1(x)), 6, axis=-1)
+        h, h_prev = self._recur(z, k, segments, state)
+        query = self.W_q(h.astype(x.dtype)) + q / 2
+        query, keys_, values = (self._heads(array) for array in (query, k, v))
+        s = config.head_dim**0.5 * self._heads(p.astype(h.dtype)).mean(axis=-1)
+
+        last_k = keys_[:, :, -1]
+        if config.shifted_keys:
+            keys_ = memory.shift_keys(keys_, state.last_k, segments.start)
+        read = memory.read_memories(
+            query, keys_, values, s, segments, state.memory, config.chunk_len
+        )
+        a = self.W_o(jnp.moveaxis(read.output, 1, 2).reshape(x.shape))
+        y = (h.astype(x.dtype) + a + v / 10) * nnx.silu(e)
+        x = x + dropout(y, keys[0])
+        hidden = dropout(nnx.gelu(self.W_1(self.norm2(x))), keys[1])
+        x = x + dropout(self.W_2(hidden), keys[2])
+
+        aux = AuxLosses(saliency=jnp.zeros((), h.dtype), uboo=jnp.zeros((), h.dtype))
+        if key is not None and config.long_term and config.saliency_weight:
+            used, seen = saliency.use_without_eviction(
+                query,
+                keys_,
+                read.window_logsumexp,
+                segments.tokens,
+                config.chunk_len,
+                config.short_term,
+                config.saliency_queries,
+                keys[3],
+            )
+            aux = aux._replace(saliency=saliency.saliency_loss(s, used, seen))
+        if key is not None and config.use_uboo:
+            error = self.mlp_err(lax.stop_gradient(h).astype(x.dtype))
+            error -= self.mlp_target(h_prev.astype(x.dtype))
+            aux = aux._replace(uboo=jnp.mean(jnp.square(error.astype(h.dtype))))
+        return x, LayerState(h[:, -1], last_k, read.state), aux
+
+    def _heads(self, x: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T K"]:
+        return jnp.moveaxis(x.reshape(*x.shape[:2], self.config.num_heads, -1), 1, 2)
+
+    def _recur(self, z, k, segments, state):
+        """h_t and h_{t-1} for every step."""
+        mu, dim = self.config.mu, self.config.dim
+        wide = state.h.dtype
+        logit = self.mlp_gamma(z)
+        if self.config.use_dpg:
+            logit += self.W_up(nnx.relu(self.W_down(z)))
+        gamma = nnx.sigmoid(logit.astype(wide)) * nnx.sigmoid(self.mlp_context(k).astype(wide))
+        W_m, b_m = self.W_m.kernel[...], self.W_m.bias[...]
+        z = z.astype(wide)
+        inputs = CoreInputs(z=z, gamma=(1 - mu) / (1 + mu) * gamma, zm=matmul(z, W_m[:dim]) + b_m)
+        weights = CoreWeights(
+            W=jnp.concatenate([self.W_g.kernel[...], W_m[dim:]], axis=1), b_g=self.W_g.bias[...]
+        )
+        h = recurrence(inputs, weights, state.h, segments.start, mu)
+        h_prev = jnp.concatenate([state.h[:, None], h[:, :-1]], axis=1)
+        return h, jnp.where(segments.start[..., None], 0.0, h_prev)

@@ -1,0 +1,126 @@
+"""The language model: embedding, blocks, final norm, logits with the embedding matrix."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.block import (
+    AuxLosses,
+    Block,
+    LayerState,
+    RMSNorm,
+    init_layer_state,
+    param_dtype,
+)
+from mmrec_jax.model.memory import Segments
+
+NO_DOCUMENT = -1  # what a state that has read nothing has read
+
+
+class State(NamedTuple):
+    """All that the model remembers of a text, at the end of a chunk. Its size is constant."""
+
+    layers: tuple[LayerState, ...]
+    document: Int[Array, "batch"]  # id of the last token's document
+    short_live: Bool[Array, "batch S"]  # which tokens of short-term memory are of that document
+
+
+class Output(NamedTuple):
+    logits: Float[Array, "batch T vocab"]  # of the next token; float32 or wider
+    state: State
+    aux: AuxLosses
+
+
+def init_state(config: ModelConfig, batch: int) -> State:
+    """The state of `batch` texts of which nothing has been read."""
+    return State(
+        layers=tuple(init_layer_state(config, batch) for _ in range(config.num_layers)),
+        document=jnp.full(batch, NO_DOCUMENT, jnp.int32),
+        short_live=jnp.zeros((batch, config.short_term), bool),
+    )
+
+
+class MMRec(nnx.Module):
+    """The model. A container of parameters: every text's state is an argument and a result."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = nnx.Embed(
+            config.vocab_size,
+            config.dim,
+            dtype=jnp.dtype(config.dtype),
+            param_dtype=param_dtype(config),
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch T"],
+        documents: Int[Array, "batch T"],
+        state: State | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Output:
+        """Reads T more tokens, a multiple of C.
+
+        Args:
+            tokens: token ids.
+            documents: for each token the id (not negative) of its document. Nothing is read across
+                two of them.
+            state: what was read before; None for nothing.
+            key: for dropout and the auxiliary losses; None switches both off.
+
+        Returns:
+            Logits of the next token, the new state, and the auxiliary losses summed over layers
+            (UBOO) or averaged over them (saliency).
+        """
+        state = init_state(self.config, tokens.shape[0]) if state is None else state
+        segments = _segments(documents, state)
+        keys = (None,) * len(self.blocks)
+        if key is not None:
+            keys = jax.random.split(key, len(self.blocks))
+
+        apply_block = Block.__call__
+        if self.config.remat:
+            apply_block = jax.checkpoint(apply_block)
+        x = self.embedding(tokens)
+        layers, aux = [], []
+        for block, layer_state, block_key in zip(self.blocks, state.layers, keys, strict=True):
+            x, layer_state, losses = apply_block(block, x, segments, layer_state, block_key)
+            layers.append(layer_state)
+            aux.append(losses)
+        logits = jnp.einsum(
+            "btd,vd->btv",
+            self.norm(x),
+            self.embedding.embedding[...].astype(x.dtype),
+            preferred_element_type=param_dtype(self.config),
+        )
+        near = jnp.concatenate([segments.short, segments.tokens], axis=1)
+        return Output(
+            logits=logits,
+            state=State(
+                layers=tuple(layers),
+                document=documents[:, -1],
+                short_live=near[:, tokens.shape[1] :] == near[:, -1:],
+            ),
+            aux=AuxLosses(
+                saliency=sum(losses.saliency for losses in aux) / len(aux),
+                uboo=sum(losses.uboo for losses in aux),
+            ),
+        )
+
+
+def _segments(documents: Int[Array, "batch T"], state: State) -> Segments:
+    before = jnp.concatenate([state.document[:, None], documents[:, :-1]], axis=1)
+    start = documents != before
+    return Segments(
+        start=start,
+        tokens=jnp.cumsum(start, axis=1, dtype=jnp.int32),
+        short=jnp.where(state.short_live, 0, -1),
+    )

@@ -1,0 +1,79 @@
+"""The loss that teaches saliency to predict use.
+
+sigma(s_j) should be u_j: the largest attention probability that a later query of the sequence would
+give token j after it has left short-term memory, if nothing had ever been evicted. A token that was
+evicted and then needed so pulls its own saliency up.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+# Queries looked at together: bounds memory to B H GROUP T floats, whatever T is.
+GROUP = 64
+
+
+def saliency_loss(
+    s: Float[Array, "batch heads T"],
+    used: Float[Array, "batch heads T"],
+    seen: Bool[Array, "batch T"],
+) -> Float[Array, ""]:
+    """Mean binary cross-entropy between sigma(s) and use, over the tokens that could be used."""
+    losses = optax.sigmoid_binary_cross_entropy(s, used)
+    count = s.shape[1] * jnp.sum(seen)
+    return jnp.sum(jnp.where(seen[:, None], losses, 0)) / jnp.maximum(count, 1)
+
+
+def use_without_eviction(
+    q: Float[Array, "batch heads T K"],
+    k: Float[Array, "batch heads T K"],
+    window_logsumexp: Float[Array, "batch heads T"],
+    segment: Int[Array, "batch T"],
+    chunk_len: int,
+    short_term: int,
+    max_queries: int,
+    key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, "batch heads T"], Bool[Array, "batch T"]]:
+    """u of every token, and whether any query looked at could have used it. Without gradient.
+
+    Args:
+        q, k: queries and keys without rotary positions.
+        window_logsumexp: log-sum-exp of each query's logits over its short-term memory.
+        segment: the document of each token.
+        chunk_len: C.
+        short_term: S.
+        max_queries: evenly spaced queries to look at; all of them if there are no more.
+        key: where given, the spacing starts at a random query, so that in time all are looked at.
+
+    Returns:
+        u in [0, 1], and a mask: false for tokens that no query looked at could have used.
+    """
+    q, k, window_logsumexp = lax.stop_gradient((q, k, window_logsumexp))
+    batch, heads, time, head_dim = q.shape
+    stride = -(-time // max_queries)
+    offset = stride - 1 if key is None else jax.random.randint(key, (), 0, stride)
+    count = time // stride
+    group = min(GROUP, count)
+    # The last group may reach past the end: it looks at the last query again.
+    positions = jnp.minimum(offset + stride * jnp.arange(-(-count // group) * group), time - 1)
+    token = jnp.arange(time)
+
+    def look(carry, positions):
+        used, seen = carry
+        logits = jnp.einsum(
+            "bhik,bhjk->bhij", q[:, :, positions], k, preferred_element_type=used.dtype
+        )
+        window_start = positions // chunk_len * chunk_len - short_term
+        older = (token < window_start[:, None]) & (segment[:, positions, None] == segment[:, None])
+        logits = jnp.where(older[:, None], head_dim**-0.5 * logits, -jnp.inf)
+        normalizer = jnp.logaddexp(
+            window_logsumexp[:, :, positions], jax.nn.logsumexp(logits, axis=-1)
+        )
+        probability = jnp.exp(logits - normalizer[..., None])
+        return (jnp.maximum(used, probability.max(axis=2)), seen | older.any(axis=1)), None
+
+    first = jnp.zeros((batch, heads, time), window_logsumexp.dtype), jnp.zeros((batch, time), bool)
+    (used, seen), _ = lax.scan(look, first, positions.reshape(-1, group))
+    return used, seen
