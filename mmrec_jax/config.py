@@ -1,7 +1,7 @@
-"""Configuration: frozen, validated dataclasses, made from an ml_collections ConfigDict in one place.
+"""Configuration: frozen, validated dataclasses, made in one place from a ConfigDict.
 
-A config file (`configs/tiny.py`) returns a ConfigDict, so that a command line can override any knob;
-the rest of the code sees only the dataclasses below.
+A config file (`configs/tiny.py`) returns an ml_collections ConfigDict, so that a command line can
+override any knob; the rest of the code sees only the dataclasses below.
 """
 
 import dataclasses

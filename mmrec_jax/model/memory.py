@@ -91,7 +91,7 @@ def shift_keys(
 
 
 def rotate(x: Float[Array, "*batch T K"], positions: Int[Array, "T"]) -> Float[Array, "*batch T K"]:
-    """Rotary positions (Su et al., 2021): channels j and j + K/2 turn by position * base^(-2j/K)."""
+    """Rotary positions (Su et al., 2021): channels j, j + K/2 turn by position * base^(-2j/K)."""
     half = x.shape[-1] // 2
     frequencies = ROPE_BASE ** (-jnp.arange(half) / half)
     angles = positions[:, None] * frequencies

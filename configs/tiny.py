@@ -1,0 +1,69 @@
+"""The tiny model: 1,960,832 parameters, trained on a CPU in well under a minute.
+
+    python train.py --config=configs/tiny.py
+
+Expected: 378 steps in 3 epochs; mean training loss of the last epoch below 1.0.
+
+On your own text:
+
+    python train.py --config=configs/tiny.py --config.data.source=text \
+        --config.data.path='books/*.txt' --workdir=runs/books
+"""
+
+import ml_collections
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.name = "tiny"  # the workdir is runs/<name> unless --workdir says otherwise
+
+    config.model = model = ml_collections.ConfigDict()
+    model.vocab_size = 5_000  # V; the characters of a corpus use only some of them
+    model.dim = 128  # D
+    model.num_layers = 4  # L
+    model.num_heads = 4  # H
+    model.chunk_len = 32  # C
+    model.short_term = 32  # S
+    model.long_term = 32  # M
+    model.dropout = 0.1  # on the output of both halves of a block and inside the feed-forward
+    model.mu = 0.1  # weight of the gated integration
+    model.shifted_keys = True  # even heads look for what came after an earlier occurrence
+    model.saliency_weight = 0.3  # of the loss that teaches saliency to predict use
+    model.saliency_queries = 256  # queries a sequence that this loss looks at, at most
+    model.use_dpg = False  # low-rank term in the decay logit
+    model.dpg_rank = 128
+    model.use_uboo = False  # auxiliary loss that predicts the state
+    model.uboo_weight = 0.1
+    model.dtype = "float32"  # or "bfloat16"; the recurrence and the softmax stay float32
+    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "sample"  # generated sentences; "text" for UTF-8 files
+    data.path = ""  # for "text": a file or a glob
+    data.tokenizer = "char"
+    data.validation_fraction = 0.05  # for "text"
+    data.test_fraction = 0.05  # for "text"
+    data.sample_seed = 0  # for "sample"
+    data.sample_chars = 64_600  # for "sample": training split, 126 steps of 2 x 256 tokens
+
+    config.train = train = ml_collections.ConfigDict()
+    train.seed = 0  # of the initial parameters, the order of the windows and dropout
+    train.batch_size = 2  # sequences a step
+    train.seq_len = 256  # T, a multiple of model.chunk_len
+    train.num_epochs = 3
+    train.learning_rate = 3e-4  # peak of AdamW's
+    train.initial_learning_rate = 3e-5  # the warm-up rises from here
+    train.final_learning_rate = 3e-5  # the cosine falls to here at the last step
+    train.warmup_steps = 100
+    train.weight_decay = 0.1  # on matrices
+    train.b1 = 0.9
+    train.b2 = 0.95
+    train.clip_norm = 1.0  # largest global norm of the gradient
+    train.accumulate_steps = 1  # micro-batches a step
+    train.eval_every = 0  # steps; 0: only after each epoch
+    train.eval_batch_size = 8
+    train.patience = 3  # evaluations without improvement before training stops; 0: never
+    train.checkpoint_every = 100  # steps
+    train.keep_checkpoints = 3  # newest ones, besides the best
+    train.log_every = 10  # steps between progress lines where there is no terminal
+    return config

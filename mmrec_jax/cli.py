@@ -1,0 +1,51 @@
+"""How the commands start: flags, and errors that a person can read."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from mmrec_jax.errors import UserError
+
+
+def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
+    """Parses the flags, runs `main`, and exits.
+
+    A `UserError`, and what absl and ml_collections raise for bad flags, becomes one line on
+    standard error and exit code 1.
+    """
+    logging.set_verbosity(logging.WARNING)  # below that, libraries tell of their own affairs
+    try:
+        app.run(_checked(main, required), flags_parser=_parse)
+    except UserError as error:
+        fail(str(error))
+
+
+def fail(message: str, exit_code: int = 1) -> None:
+    """Prints one line and leaves at once: no background thread may print a traceback after it."""
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(exit_code)
+
+
+def _checked(main, required):
+    def checked(_):
+        for name in required:
+            if flags.FLAGS[name].value is None:
+                raise UserError(f"--{name} is missing; see --help")
+        main()
+
+    return checked
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        left = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except Exception as error:  # config_flags lets through whatever a config file raises
+        raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+    if len(left) > 1:
+        raise UserError(f"{left[1]!r} is not a flag; flags look like --name=value")
+    return left

@@ -1,0 +1,122 @@
+"""Batches of tokens. A batch is a function of the step number, so resuming needs nothing else."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mmrec_jax.config import Config
+from mmrec_jax.data.corpora import load_corpus
+from mmrec_jax.data.tokenizers import CharTokenizer
+from mmrec_jax.errors import UserError
+
+
+class Batch(NamedTuple):
+    """Sequences to read and what follows each of their tokens. Every array is [batch, time]."""
+
+    tokens: np.ndarray  # int32
+    documents: np.ndarray  # int32, the id of each token's document
+    targets: np.ndarray  # int32, the next tokens
+    weights: np.ndarray  # float32: 0 for padding and where the next token starts a document
+
+
+class Split(NamedTuple):
+    """The tokens of a split, in the order of the corpus."""
+
+    tokens: np.ndarray  # int32 [tokens]
+    documents: np.ndarray  # int32 [tokens]
+    num_bytes: int  # UTF-8 bytes of the text that is predicted: all but each document's first token
+
+
+class Dataset(NamedTuple):
+    tokenizer: CharTokenizer
+    train: Split
+    validation: Split
+    test: Split
+
+    def fingerprint(self) -> str:
+        """Changes with any token, document boundary or split."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for array in (split.tokens, split.documents):
+                digest.update(len(array).to_bytes(8, "little") + array.tobytes())
+        return digest.hexdigest()
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Reads, splits and tokenizes the corpus.
+
+    Raises:
+        UserError: no text, or less than one training batch or one prediction of it.
+    """
+    corpus = load_corpus(config.data)
+    tokenizer = CharTokenizer.train(corpus.train, config.model.vocab_size)
+    splits = [encode_documents(documents, tokenizer) for documents in corpus]
+    dataset = Dataset(tokenizer, *splits)
+    batch_size, seq_len = config.train.batch_size, config.train.seq_len
+    if num_windows(dataset.train, seq_len) < batch_size:
+        raise UserError(
+            f"the training split has {len(dataset.train.tokens):,} tokens, but one batch of "
+            f"{batch_size} x {seq_len} needs {batch_size * seq_len + 1:,}; add text, or lower "
+            "train.batch_size or train.seq_len"
+        )
+    for name in ("validation", "test"):
+        if not getattr(dataset, name).num_bytes:
+            raise UserError(
+                f"the {name} split has no token to predict; add text, or raise data.{name}_fraction"
+            )
+    return dataset
+
+
+def encode_documents(documents: list[str], tokenizer: CharTokenizer) -> Split:
+    """One split of some documents."""
+    encoded = [tokenizer.encode(document) for document in documents]
+    lengths = [len(tokens) for tokens in encoded]
+    return Split(
+        tokens=np.concatenate([np.zeros(0, np.int32), *encoded]),
+        documents=np.repeat(np.arange(len(documents), dtype=np.int32), lengths),
+        num_bytes=sum(len(document[1:].encode()) for document in documents),
+    )
+
+
+def num_windows(split: Split, seq_len: int) -> int:
+    """Whole windows of `seq_len` predictions."""
+    return max(len(split.tokens) - 1, 0) // seq_len
+
+
+class ShuffledWindows:
+    """Training batches: every window once an epoch, in an order drawn anew for each."""
+
+    def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int):
+        self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
+        self._num_windows = num_windows(split, seq_len)
+        self.steps_per_epoch = self._num_windows // batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of training step `step`, counted from 0 over all epochs."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self._seed, epoch)).permutation(self._num_windows)
+        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
+        return _windows(self._split, chosen, self._seq_len)
+
+
+def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]:
+    """Evaluation batches of one shape that together predict every token of a split exactly once."""
+    count = -(-(len(split.tokens) - 1) // seq_len)
+    for first in range(0, count, batch_size):
+        yield _windows(split, np.arange(first, first + batch_size), seq_len)
+
+
+def _windows(split: Split, chosen: np.ndarray, seq_len: int) -> Batch:
+    """Windows by number; what lies past the end is padding that repeats the last token."""
+    last = len(split.tokens) - 1
+    position = chosen[:, None] * seq_len + np.arange(seq_len)
+    here, after = np.minimum(position, last), np.minimum(position + 1, last)
+    known = (position < last) & (split.documents[here] == split.documents[after])
+    return Batch(
+        tokens=split.tokens[here],
+        documents=split.documents[here],
+        targets=split.tokens[after],
+        weights=known.astype(np.float32),
+    )

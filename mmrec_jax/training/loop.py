@@ -1,0 +1,288 @@
+"""The training loop: steps, evaluations, checkpoints, and a clean end whatever happens."""
+
+import dataclasses
+import math
+import signal
+import time
+from pathlib import Path
+
+import jax
+
+from mmrec_jax import workdir as workdirs
+from mmrec_jax.config import Config
+from mmrec_jax.data.stream import Dataset, ShuffledWindows
+from mmrec_jax.errors import UserError
+from mmrec_jax.evaluation import EvalResult, evaluate
+from mmrec_jax.report import draw_losses
+from mmrec_jax.training.checkpoints import Checkpoints, is_better
+from mmrec_jax.training.display import Display
+from mmrec_jax.training.metrics import EpochStats, MetricsWriter
+from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.training.step import init_train_state, make_eval_step, make_train_step
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved; `exit_code` is the shell's for that signal."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+@dataclasses.dataclass
+class Progress:
+    """What of a run is not in its training state. Saved with each checkpoint."""
+
+    stats: EpochStats
+    best_loss: float | None = None
+    best_step: int = 0
+    evaluations_without_improvement: int = 0
+    finished: str = ""  # why the run has ended; empty while it has not
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Progress":
+        return cls(**{**values, "stats": EpochStats(**values["stats"])})
+
+
+class StopSignals:
+    """Turns the first SIGTERM or Ctrl-C into a request; a second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, _frame):
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def train(config: Config, path: Path) -> None:
+    """Trains a model in a workdir, from where an earlier call left off if there was one.
+
+    Raises:
+        UserError: bad input, a workdir of another run, a loss that is not finite, a full disk.
+        Interrupted: SIGTERM or Ctrl-C, after the state was saved.
+    """
+    dataset = workdirs.prepare(path, config)
+    checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
+    with StopSignals() as signals:
+        Trainer(config, path, dataset, checkpoints, signals).run()
+
+
+class Trainer:
+    """One run of the loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        path: Path,
+        dataset: Dataset,
+        checkpoints: Checkpoints,
+        signals: StopSignals,
+    ):
+        self.config, self.path, self.dataset = config, path, dataset
+        self.checkpoints, self.signals = checkpoints, signals
+        train = config.train
+        self.batches = ShuffledWindows(dataset.train, train.batch_size, train.seq_len, train.seed)
+        self.total_steps = train.num_epochs * self.batches.steps_per_epoch
+        self.schedule = learning_rate_schedule(train, self.total_steps)
+        self.optimizer = make_optimizer(train, self.schedule)
+        self.eval_step = make_eval_step(config.model)
+
+    def run(self) -> None:
+        state = init_train_state(
+            self.config, self.optimizer, jax.random.key(self.config.train.seed)
+        )
+        self.progress = Progress(EpochStats())
+        restored = self.checkpoints.restore_newest(state, warn=print)
+        if restored is not None:
+            state, progress = restored
+            self.progress = Progress.from_dict(progress)
+        first_step = int(state.step)
+        if self.progress.finished:
+            print(
+                f"{self.path} has finished at step {first_step} ({self.progress.finished}): "
+                f"nothing to do. Best validation loss {_number(self.progress.best_loss)} at step "
+                f"{self.progress.best_step}. To train anew, name another --workdir."
+            )
+            return
+
+        self._introduce(state, first_step)
+        train_step = make_train_step(self.config, self.optimizer)
+        train_step = train_step.lower(state, self.batches[first_step]).compile()
+        self.display = Display(self.total_steps, first_step, self.config.train.log_every)
+        self.metrics = MetricsWriter(self.path, first_step)
+        try:
+            if first_step:
+                self.metrics.write("event", first_step, event="resumed")
+            self._loop(train_step, state, first_step)
+            self.checkpoints.wait()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.path}: {error.strerror}; put it right and run the same "
+                "command again"
+            ) from error
+        finally:
+            self.display.close()
+            self.metrics.close()
+        draw_losses(self.path)
+        self._conclude()
+
+    def _introduce(self, state, first_step: int) -> None:
+        parameters = sum(x.size for x in jax.tree.leaves(state.params))
+        train = self.config.train
+        print(
+            f"{self.config.name}: {parameters:,} parameters on {jax.devices()[0].device_kind} "
+            f"(jax {jax.__version__})"
+        )
+        print(
+            f"{len(self.dataset.train.tokens):,} training tokens, "
+            f"{self.dataset.tokenizer.vocab_size} of {self.config.model.vocab_size:,} token ids "
+            f"used; {self.total_steps:,} steps of {train.batch_size} x {train.seq_len} tokens in "
+            f"{train.num_epochs} epochs"
+        )
+        where = f"resuming from step {first_step} of" if first_step else "training in"
+        print(f"{where} {self.path}", flush=True)
+
+    def _loop(self, train_step, state, first_step: int) -> None:
+        """Runs the steps. Metrics of step n are fetched while step n + 1 runs."""
+        pending = None
+        self._clock = time.perf_counter()
+        for step in range(first_step + 1, self.total_steps + 1):
+            state, metrics = train_step(state, self.batches[step - 1])
+            if pending is not None:
+                self._record(*pending)
+            pending = (step, metrics)
+            epoch_ends = step % self.batches.steps_per_epoch == 0
+            every = self.config.train.eval_every
+            evaluation_due = epoch_ends or (every and step % every == 0)
+            checkpoint_due = step % self.config.train.checkpoint_every == 0
+            stop = self.signals.received
+            if not (evaluation_due or checkpoint_due or stop):
+                continue
+
+            self._record(*pending)  # nothing is evaluated or saved before it is known to be finite
+            pending = None
+            validation_loss, improved = None, False
+            if evaluation_due:
+                result = evaluate(
+                    self.eval_step, state.params, self.dataset.validation, self.config
+                )
+                validation_loss, improved = result.loss, self._judge(step, result)
+                if epoch_ends:
+                    self._end_epoch(step, result)
+            if step == self.total_steps:
+                self.progress.finished = "all epochs done"
+            finished = self.progress.finished
+            if checkpoint_due or improved or finished or stop:
+                self.metrics.flush()
+                self.checkpoints.save(step, state, self.progress.to_dict(), validation_loss)
+            if finished:
+                return
+            if stop:
+                self.checkpoints.wait()
+                self.display.say(
+                    f"{signal.Signals(stop).name}: saved step {step}; the same command goes on "
+                    "from there"
+                )
+                raise Interrupted(stop)
+            self._clock = time.perf_counter()
+
+    def _record(self, step: int, metrics) -> None:
+        """Fetches the metrics of a step, checks and writes them."""
+        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self._diverged(step, values)
+        rate = float(self.schedule(step))
+        tokens = self.config.train.batch_size * self.config.train.seq_len
+        self.progress.stats.add(values["loss"])
+        self.progress.stats.seconds += seconds
+        self.metrics.write(
+            "train",
+            step,
+            epoch=self.progress.stats.epoch,
+            learning_rate=rate,  # after this step
+            tokens_per_second=tokens / seconds,
+            **values,
+        )
+        stats = self.progress.stats
+        self.display.step(step, values["loss"], rate, tokens, stats.seconds / stats.count)
+
+    def _diverged(self, step: int, values: dict) -> None:
+        name = "loss" if not math.isfinite(values["loss"]) else "gradient norm"
+        self.metrics.write("event", step, event="diverged", reason=f"the {name} is not finite")
+        self.metrics.flush()
+        self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        good = (
+            f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
+        )
+        raise UserError(
+            f"the {name} of step {step} is not finite; {good}. Try a lower train.learning_rate, a "
+            "longer train.warmup_steps or a smaller train.clip_norm, in a new --workdir"
+        )
+
+    def _judge(self, step: int, result: EvalResult) -> bool:
+        """Takes note of an evaluation; whether it is the best so far."""
+        self.metrics.write("evaluation", step, **result.to_dict())
+        progress, patience = self.progress, self.config.train.patience
+        if is_better(result.loss, progress.best_loss):
+            progress.best_loss, progress.best_step = result.loss, step
+            progress.evaluations_without_improvement = 0
+            return True
+        progress.evaluations_without_improvement += 1
+        if patience and progress.evaluations_without_improvement >= patience:
+            progress.finished = (
+                f"stopped early: validation loss {_number(progress.best_loss)} of step "
+                f"{progress.best_step} was not improved on in {patience} evaluations"
+            )
+            self.metrics.write("event", step, event="stopped early", reason=progress.finished)
+        return False
+
+    def _end_epoch(self, step: int, result: EvalResult) -> None:
+        stats = self.progress.stats
+        tokens = stats.count * self.config.train.batch_size * self.config.train.seq_len
+        row = {
+            "epoch": stats.epoch,
+            "steps": stats.count,
+            "first": stats.first,
+            "last": stats.last,
+            "mean": stats.mean,
+            "min": stats.min,
+            "max": stats.max,
+            "change %": stats.change_percent,
+            "val loss": result.loss,
+            "perplexity": result.perplexity,
+            "accuracy": result.accuracy,
+            "tokens/s": tokens / stats.seconds,
+            "seconds": stats.seconds,
+        }
+        self.display.epoch_row(row)
+        self.metrics.write("epoch", step, **row)
+        self.progress.stats = EpochStats(epoch=stats.epoch + 1)
+
+    def _conclude(self) -> None:
+        progress = self.progress
+        print(f"finished: {progress.finished}")
+        print(f"best validation loss {_number(progress.best_loss)} at step {progress.best_step}")
+        print(f"evaluate it with: python eval.py --workdir={self.path}")
+
+
+def _number(loss: float | None) -> str:
+    return "unknown" if loss is None else f"{loss:.6f}"

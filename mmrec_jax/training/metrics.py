@@ -1,0 +1,85 @@
+"""What a run writes down: metrics.jsonl, TensorBoard files, and the statistics of an epoch."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+@dataclasses.dataclass
+class EpochStats:
+    """Training losses of an epoch so far. Saved with each checkpoint."""
+
+    epoch: int = 1
+    count: int = 0
+    first: float = math.nan
+    last: float = math.nan
+    total: float = 0.0
+    min: float = math.inf
+    max: float = -math.inf
+    seconds: float = 0.0  # spent training, without evaluation
+
+    def add(self, loss: float) -> None:
+        if self.count == 0:
+            self.first = loss
+        self.count += 1
+        self.last = loss
+        self.total += loss
+        self.min, self.max = min(self.min, loss), max(self.max, loss)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def change_percent(self) -> float:
+        """From the first loss of the epoch to the last."""
+        return 100 * (self.last - self.first) / self.first
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl and to TensorBoard files."""
+
+    def __init__(self, workdir: Path, resume_step: int):
+        """Opens both; lines of later steps than the one resumed from are dropped."""
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _is_kept(line, resume_step)]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.rename(path)
+        self._file = path.open("a")
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
+        )
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One line, and a scalar `kind/name` for each number in it."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def _is_kept(line: str, resume_step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= resume_step
+    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
+        return False
+
+
+def read_metrics(workdir: Path, kind: str) -> list[dict]:
+    """The lines of one kind ("train", "evaluation", "epoch", "event") in metrics.jsonl."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]

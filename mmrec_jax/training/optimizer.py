@@ -1,0 +1,42 @@
+"""AdamW with warm-up and cosine decay, as one optax chain."""
+
+import jax
+import optax
+
+from mmrec_jax.config import TrainConfig
+from mmrec_jax.errors import UserError
+
+
+def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate after a number of steps: linear warm-up, then cosine decay to the end.
+
+    Raises:
+        UserError: the warm-up is not shorter than the training.
+    """
+    if config.warmup_steps >= total_steps:
+        raise UserError(
+            f"train.warmup_steps is {config.warmup_steps}, but training has only {total_steps} "
+            "steps; lower it, or raise train.num_epochs"
+        )
+    warmup = optax.linear_schedule(
+        config.initial_learning_rate, config.learning_rate, config.warmup_steps
+    )
+    peak = max(config.learning_rate, 1e-30)
+    decay = optax.cosine_decay_schedule(
+        peak, total_steps - config.warmup_steps, config.final_learning_rate / peak
+    )
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+
+
+def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW; vectors (biases, norms) are not decayed."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
+        ),
+    )

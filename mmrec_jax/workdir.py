@@ -1,0 +1,117 @@
+"""The folder of a run: all that is needed to resume, evaluate or use it.
+
+config.json  tokenizer.json  data.json  validation.npz  test.npz
+checkpoints/  metrics.jsonl  tensorboard/  loss.png  eval.json
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmrec_jax.config import Config, differences, from_mapping
+from mmrec_jax.data.stream import Dataset, Split, load_dataset
+from mmrec_jax.data.tokenizers import CharTokenizer
+from mmrec_jax.errors import UserError
+from mmrec_jax.training.checkpoints import Checkpoints
+
+SPLITS = ("train", "validation", "test")
+
+
+class Run(NamedTuple):
+    """A run that has been started, opened for reading."""
+
+    path: Path
+    config: Config
+    tokenizer: CharTokenizer
+    checkpoints: Checkpoints
+
+    def split(self, name: str) -> Split:
+        """The saved 'validation' or 'test' split."""
+        with np.load(self.path / f"{name}.npz") as arrays:
+            return Split(arrays["tokens"], arrays["documents"], int(arrays["num_bytes"]))
+
+
+def open_run(path: Path) -> Run:
+    """Opens a workdir for reading.
+
+    Raises:
+        UserError: the folder is missing, not a workdir, or has no checkpoints.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no workdir {path}; train first, or name another --workdir")
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} is not a workdir: it has no config.json; train first")
+    checkpoints = path / "checkpoints"
+    if not any(checkpoints.glob("[0-9]*/_CHECKPOINT_METADATA")):
+        raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
+    return Run(
+        path=path,
+        config=_read_config(path),
+        tokenizer=CharTokenizer.from_json((path / "tokenizer.json").read_text()),
+        checkpoints=Checkpoints(checkpoints, read_only=True),
+    )
+
+
+def prepare(path: Path, config: Config) -> Dataset:
+    """Makes a workdir for a run, or checks that the one there belongs to it, and loads the data.
+
+    Raises:
+        UserError: the workdir belongs to another config, tokenizer or corpus, or is not one.
+    """
+    if (path / "config.json").exists():
+        different = differences(_read_config(path), config)
+        if different:
+            raise UserError(
+                f"{path} belongs to a run with another config ({'; '.join(different)}); use "
+                "another --workdir, or the config it was started with"
+            )
+    elif path.exists() and (not path.is_dir() or not _is_unfinished_workdir(path)):
+        raise UserError(f"{path} exists and is not a workdir; use another --workdir")
+
+    dataset = load_dataset(config)
+    tokenizer = dataset.tokenizer.to_json()
+    data = {
+        "fingerprint": dataset.fingerprint(),
+        "tokens": {name: len(getattr(dataset, name).tokens) for name in SPLITS},
+    }
+    if (path / "config.json").exists():
+        if (path / "tokenizer.json").read_text() != tokenizer:
+            raise UserError(
+                f"{path} belongs to a run with another tokenizer: the corpus has changed since; "
+                "use another --workdir, or bring the old text back"
+            )
+        if json.loads((path / "data.json").read_text()) != data:
+            raise UserError(
+                f"{path} belongs to a run on another text: the corpus has changed since; use "
+                "another --workdir, or bring the old text back"
+            )
+        return dataset
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the workdir {path}: {error.strerror}") from error
+    for name in ("validation", "test"):
+        np.savez_compressed(path / f"{name}.npz", **getattr(dataset, name)._asdict())
+    (path / "tokenizer.json").write_text(tokenizer)
+    (path / "data.json").write_text(json.dumps(data, indent=2) + "\n")
+    # Last, and at once: a folder with a config.json is a whole workdir.
+    temporary = path / "config.json.tmp"
+    temporary.write_text(config.to_json())
+    temporary.rename(path / "config.json")
+    return dataset
+
+
+def _read_config(path: Path) -> Config:
+    try:
+        return from_mapping(json.loads((path / "config.json").read_text()))
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path}/config.json cannot be read: {error}") from error
+
+
+def _is_unfinished_workdir(path: Path) -> bool:
+    """Empty, or with nothing but what `prepare` writes before config.json."""
+    written = {"validation.npz", "test.npz", "tokenizer.json", "data.json", "config.json.tmp"}
+    return {entry.name for entry in path.iterdir()} <= written
