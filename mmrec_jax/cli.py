@@ -1,6 +1,7 @@
 """How the commands start: flags, and errors that a person can read."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,10 +17,13 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
     standard error and exit code 1.
     """
     logging.set_verbosity(logging.WARNING)  # below that, libraries tell of their own affairs
+    sys.unraisablehook = lambda _: None  # Orbax's event loops, torn down after a failed save
     try:
         app.run(_checked(main, required), flags_parser=_parse)
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 
 
 def fail(message: str, exit_code: int = 1) -> None:
@@ -44,6 +48,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
         left = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
+    except (AttributeError, KeyError) as error:  # ml_collections: an override of no known key
+        key = str(error).split("\\n")[0].strip("\"'\\")
+        nearest = re.search(r'Did you mean "(\w+)"', str(error))
+        hint = f" (did you mean {nearest[1]!r}?)" if nearest else ""
+        override = next((argument for argument in argv if key in argument), key)
+        raise UserError(f"unknown config key {key!r} in {override}{hint}") from error
     except Exception as error:  # config_flags lets through whatever a config file raises
         raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     if len(left) > 1:

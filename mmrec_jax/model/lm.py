@@ -54,7 +54,8 @@ class MMRec(nnx.Module):
             config.dim,
             dtype=jnp.dtype(config.dtype),
             param_dtype=param_dtype(config),
-            embedding_init=nnx.initializers.normal(0.02),
+            # Tied to the logits: of unit variance, so that the first loss is a little above log V.
+            embedding_init=nnx.initializers.normal(config.dim**-0.5),
             rngs=rngs,
         )
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])

@@ -20,7 +20,7 @@ from mmrec_jax.training.step import Params, TrainState
 NAMES = ("best", "latest", "final")
 _METRIC = "validation_loss"
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of each step it takes
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs all that it also raises
 
 
 class Checkpoints:

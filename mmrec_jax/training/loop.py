@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations, checkpoints, and a clean end whatever happens."""
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -131,6 +132,7 @@ class Trainer:
                 self.metrics.write("event", first_step, event="resumed")
             self._loop(train_step, state, first_step)
             self.checkpoints.wait()
+            self.metrics.flush()
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.path}: {error.strerror}; put it right and run the same "
@@ -138,7 +140,8 @@ class Trainer:
             ) from error
         finally:
             self.display.close()
-            self.metrics.close()
+            with contextlib.suppress(OSError):  # the disk is still full
+                self.metrics.close()
         draw_losses(self.path)
         self._conclude()
 

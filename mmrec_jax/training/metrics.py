@@ -3,10 +3,14 @@
 import dataclasses
 import json
 import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 
 @dataclasses.dataclass
@@ -52,16 +56,28 @@ class MetricsWriter:
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.rename(path)
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
-        )
+        # EventsWriter rather than SummaryWriter, whose thread dies of a full disk and is then
+        # waited for without end.
+        events = workdir / "tensorboard"
+        events.mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(events / "events"), filename_suffix=f".{os.getpid()}")
+        if resume_step:  # TensorBoard forgets what an earlier process wrote from this step on
+            start = SessionLog(status=SessionLog.START)
+            self._event(resume_step + 1, session_log=start)
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line, and a scalar `kind/name` for each number in it."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        scalars = [
+            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, (int, float))
+        ]
+        if scalars:
+            self._event(step, summary=Summary(value=scalars))
 
     def flush(self) -> None:
         self._file.flush()

@@ -1,0 +1,215 @@
+"""The whole model in NumPy float64, token by token, with no cleverness: what the equations say.
+
+Parameters are a nested dict of arrays, as `flax.nnx.to_pure_dict` gives them. A text is read one
+token after the other; long-term memory is a list of positions that is rebuilt when a chunk is
+complete.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Trace:
+    """What one layer computed on one text."""
+
+    x: np.ndarray  # [T, D] residual stream after the layer
+    h: np.ndarray  # [T, D]
+    s: np.ndarray  # [T, H] saliencies
+    used: np.ndarray  # [T, H] largest probability after short-term memory, had nothing been evicted
+    seen: np.ndarray  # [T] whether any later query could have used the token
+    uboo: float
+    banks: list  # for each head the positions in long-term memory after the last token
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def rms_norm(x, scale):
+    return scale * np.sqrt(len(x)) * x / np.sqrt(np.sum(x**2) + 1e-4)
+
+
+def linear(x, layer):
+    return x @ layer["kernel"] + layer.get("bias", 0.0)
+
+
+def mlp(x, layers):
+    return linear(gelu(linear(x, layers["up"])), layers["down"])
+
+
+def rotate(x, steps):
+    """Channels j and j + K/2 turned by steps * 10000^(-2j/K)."""
+    half = len(x) // 2
+    angle = steps * 10_000.0 ** (-2 * np.arange(half) / len(x))
+    first, second = x[:half], x[half:]
+    return np.concatenate(
+        [
+            first * np.cos(angle) - second * np.sin(angle),
+            second * np.cos(angle) + first * np.sin(angle),
+        ]
+    )
+
+
+def core_loop(z, gamma, zm, W, b_g, h0, start, mu):
+    """h_t for every step of z [B, T, D]. W is [W_g ; h part of W_m], zm is z_t W_mz + b_m."""
+    dim = z.shape[-1]
+    states = np.zeros(z.shape)
+    for b in range(z.shape[0]):
+        h = h0[b]
+        for t in range(z.shape[1]):
+            if start[b, t]:
+                h = np.zeros(dim)
+            g = sigmoid(h @ W[:, :dim] + b_g)
+            m = sigmoid(h @ W[:, dim:] + zm[b, t])
+            h = (g + mu * m) * z[b, t] + (gamma[b, t] + mu * (1 - m + gamma[b, t])) * h
+            states[b, t] = h
+    return states
+
+
+def softmax(logits):
+    weights = np.exp(logits - np.max(logits))
+    return weights / np.sum(weights)
+
+
+def number_documents(documents):
+    """A number for each token that grows wherever the id changes: an id may come back."""
+    numbers = [0]
+    for before, now in itertools.pairwise(documents):
+        numbers.append(numbers[-1] + int(now != before))
+    return np.array(numbers)
+
+
+def select(saliency, candidates, slots):
+    """The `slots` most salient positions; of equal ones the newer."""
+    return sorted(candidates, key=lambda j: (-saliency[j], -j))[:slots]
+
+
+def run_layer(params, config, x, document):
+    """One layer over one text. x: [T, D]; document: [T], numbers that only grow."""
+    time, dim = x.shape
+    heads, width = config.num_heads, config.dim // config.num_heads
+    chunk_len, short_term, slots = config.chunk_len, config.short_term, config.long_term
+    mu = config.mu
+    gamma_max = (1 - mu) / (1 + mu)
+
+    h = np.zeros(dim)
+    last_k = np.zeros(dim)
+    keys = np.zeros((time, heads, width))
+    values = np.zeros((time, heads, width))
+    trace = Trace(
+        x=np.zeros((time, dim)),
+        h=np.zeros((time, dim)),
+        s=np.zeros((time, heads)),
+        used=np.zeros((time, heads)),
+        seen=np.zeros(time, bool),
+        uboo=0.0,
+        banks=[[] for _ in range(heads)],
+    )
+
+    for t in range(time):
+        if t == 0 or document[t] != document[t - 1]:
+            h = np.zeros(dim)
+            last_k = np.zeros(dim)
+        u = rms_norm(x[t], params["norm1"]["scale"])
+        q, k, v, z, p, e = np.split(linear(u, params["W_fused"]), 6)
+
+        # Recurrent memory.
+        logit = mlp(z, params["mlp_gamma"])
+        if config.use_dpg:
+            logit = logit + linear(np.maximum(linear(z, params["W_down"]), 0), params["W_up"])
+        gamma = gamma_max * sigmoid(logit) * sigmoid(mlp(k, params["mlp_context"]))
+        g = sigmoid(linear(h, params["W_g"]))
+        m = sigmoid(linear(np.concatenate([z, h]), params["W_m"]))
+        h_prev = h
+        h = (g + mu * m) * z + (gamma + mu * (1 - m + gamma)) * h
+        trace.h[t] = h
+        if config.use_uboo:
+            error = mlp(h, params["mlp_err"]) - mlp(h_prev, params["mlp_target"])
+            trace.uboo += np.mean(error**2) / time
+
+        # Short- and long-term memory.
+        query = linear(h, params["W_q"]) + q / 2
+        window_start = t // chunk_len * chunk_len - short_term
+        window = [j for j in range(max(window_start, 0), t + 1) if document[j] == document[t]]
+        older = [j for j in range(max(window_start, 0)) if document[j] == document[t]]
+        trace.seen[older] = True
+        read = []
+        for head in range(heads):
+            channels = slice(head * width, (head + 1) * width)
+            shifted = config.shifted_keys and head % 2 == 0
+            keys[t, head] = (last_k if shifted else k)[channels]
+            values[t, head] = v[channels]
+            trace.s[t, head] = np.sqrt(width) * np.mean(p[channels])
+
+            query_head = query[channels]
+            near = [rotate(query_head, t - j) @ keys[j, head] / np.sqrt(width) for j in window]
+            bank = [j for j in trace.banks[head] if document[j] == document[t]]
+            far = [query_head @ keys[j, head] / np.sqrt(width) for j in bank]
+            weights = softmax(np.array(near + far))
+            read.append(weights @ values[window + bank, head])
+
+            everything = [query_head @ keys[j, head] / np.sqrt(width) for j in older]
+            probability = softmax(np.array(near + everything))[len(near) :]
+            trace.used[older, head] = np.maximum(trace.used[older, head], probability)
+        last_k = k
+
+        a = linear(np.concatenate(read), params["W_o"])
+        middle = x[t] + (h + a + v / 10) * silu(e)
+        hidden = gelu(linear(rms_norm(middle, params["norm2"]["scale"]), params["W_1"]))
+        trace.x[t] = middle + linear(hidden, params["W_2"])
+
+        if (t + 1) % chunk_len == 0:  # consolidation
+            leaving = range(max(window_start, 0), max(window_start + chunk_len, 0))
+            for head in range(heads):
+                candidates = [
+                    j for j in [*trace.banks[head], *leaving] if document[j] == document[t]
+                ]
+                trace.banks[head] = select(trace.s[:, head], candidates, slots)
+    return trace
+
+
+def run_text(params, config, tokens, documents):
+    """Logits [T, V] of one text from an empty state, and each layer's trace."""
+    document = number_documents(documents)
+    embedding = params["embedding"]["embedding"]
+    x = embedding[tokens]
+    traces = []
+    for index in range(config.num_layers):
+        traces.append(run_layer(params["blocks"][index], config, x, document))
+        x = traces[-1].x
+    logits = np.stack([rms_norm(row, params["norm"]["scale"]) @ embedding.T for row in x])
+    return logits, traces
+
+
+def run_model(params, config, tokens, documents):
+    """Logits [B, T, V] and, for each text, each layer's trace."""
+    texts = [run_text(params, config, *text) for text in zip(tokens, documents, strict=True)]
+    return np.stack([logits for logits, _ in texts]), [traces for _, traces in texts]
+
+
+def saliency_loss(traces):
+    """Binary cross-entropy between sigma(s) and use: mean in a layer, then over layers."""
+    losses = []
+    for layer in range(len(traces[0])):
+        terms = []
+        for text in traces:
+            s, used = text[layer].s[text[layer].seen], text[layer].used[text[layer].seen]
+            terms.append(-used * np.log(sigmoid(s)) - (1 - used) * np.log(sigmoid(-s)))
+        losses.append(np.mean(np.concatenate(terms)))
+    return np.mean(losses)
+
+
+def uboo_loss(traces):
+    """Mean over texts and time, sum over layers."""
+    return np.mean([sum(trace.uboo for trace in text) for text in traces])

@@ -1,0 +1,90 @@
+"""Small runs for the tests of training: commands as a user types them, and their results."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mmrec_jax.config import Config, from_mapping
+from mmrec_jax.evaluation import restore_params
+from mmrec_jax.workdir import open_run
+
+ROOT = Path(__file__).parent.parent
+
+SMALL = {
+    "model.vocab_size": 64,
+    "model.dim": 16,
+    "model.num_layers": 1,
+    "model.num_heads": 2,
+    "model.chunk_len": 8,
+    "model.short_term": 8,
+    "model.long_term": 4,
+    "data.sample_chars": 2000,
+    "train.seq_len": 32,
+    "train.warmup_steps": 5,
+    "train.checkpoint_every": 20,
+    "train.num_epochs": 2,
+}
+
+
+def config(**overrides) -> Config:
+    """The tiny config made small; `train__patience=1` overrides train.patience."""
+    from configs import tiny
+
+    mapping = tiny.get_config()
+    for key, value in {**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}}.items():
+        section, name = key.split(".")
+        mapping[section][name] = value
+    return from_mapping(mapping)
+
+
+def command(script: str, *flags: str) -> list[str]:
+    return [sys.executable, str(ROOT / script), *flags]
+
+
+def train_flags(workdir: Path, **overrides) -> list[str]:
+    knobs = {**SMALL, **{k.replace("__", "."): v for k, v in overrides.items()}}
+    return [
+        f"--config={ROOT / 'configs/tiny.py'}",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in knobs.items()),
+    ]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Where compiled programs are kept between the processes of a test."""
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def run(script: str, *flags: str, cache: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(script, *flags),
+        env=environment(cache),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def one_error_line(result: subprocess.CompletedProcess) -> str:
+    """The only line on standard error of a command that failed, and no traceback anywhere."""
+    assert result.returncode != 0
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stdout
+    return lines[0]
+
+
+def final_params(workdir: Path) -> list[np.ndarray]:
+    opened = open_run(workdir)
+    params = restore_params(opened, opened.checkpoints.resolve("final"))
+    return [np.asarray(x) for x in jax.tree.leaves(params)]

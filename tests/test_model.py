@@ -1,0 +1,361 @@
+"""The language model: size, causality, documents, gradients, auxiliary losses, precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from flax import nnx
+from helpers import (
+    documents_with_starts,
+    forward,
+    gradient,
+    initial_params,
+    random_params,
+    random_tokens,
+    small_config,
+    widen,
+)
+
+from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.lm import MMRec
+from mmrec_jax.model.saliency import use_without_eviction
+
+BATCH, TIME = 2, 40
+CROSS_ENTROPY, SALIENCY, UBOO = np.eye(3, dtype=np.float32)
+TRAINING = CROSS_ENTROPY + 0.3 * SALIENCY + 0.1 * UBOO
+SLICES = ("q", "k", "v", "z", "p", "e")
+
+
+def one_document():
+    return documents_with_starts(TIME, (), ())
+
+
+def slices(W_fused):
+    """The kernel and bias of W_fused, cut into six."""
+    for name in ("kernel", "bias"):
+        parts = np.split(np.asarray(W_fused[name]), 6, axis=-1)
+        yield from ((f"{part} {name}", x) for part, x in zip(SLICES, parts, strict=True))
+
+
+def training_gradient(params, tokens, documents, weights=TRAINING, cotangent=None, **changes):
+    config = small_config(**changes)
+    if cotangent is None:
+        cotangent = np.zeros((*tokens.shape, config.vocab_size), np.float32)
+    return jax.device_get(gradient(config)(params, tokens, documents, weights, cotangent))
+
+
+def test_tiny_model_has_the_stated_number_of_parameters():
+    config = ModelConfig(
+        vocab_size=5000,
+        dim=128,
+        num_layers=4,
+        num_heads=4,
+        chunk_len=32,
+        short_term=64,
+        long_term=32,
+    )
+    params = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: MMRec(config, nnx.Rngs(0))))[1])
+
+    def count(tree):
+        return sum(x.size for x in jax.tree.leaves(tree))
+
+    assert count(params) == 1_960_832
+    assert count(params["embedding"]) == 640_000
+    assert {name: count(part) for name, part in params["blocks"][0].items()} == {
+        "norm1": 128,
+        "W_fused": 99_072,
+        "mlp_gamma": 8_352,
+        "mlp_context": 8_352,
+        "W_g": 16_512,
+        "W_m": 32_896,
+        "W_q": 16_512,
+        "W_o": 16_512,
+        "norm2": 128,
+        "W_1": 66_048,
+        "W_2": 65_664,
+    }
+
+
+@pytest.mark.parametrize("changed", [0, 7, 8, 21, TIME - 1])
+def test_logits_depend_on_no_later_token(changed):
+    config = small_config()
+    params, tokens = random_params(config), random_tokens(BATCH, TIME)
+    other = tokens.copy()
+    other[:, changed] = (other[:, changed] + 1) % config.vocab_size
+    before = forward(config)(params, tokens, one_document()).logits
+    after = forward(config)(params, other, one_document()).logits
+    difference = np.abs(before - after).max(axis=(0, 2))
+    assert np.all(difference[:changed] < 1e-6)
+    assert np.all(difference[changed:] > 1e-4)
+
+
+def two_documents(first_of_second):
+    """Parameters and tokens with which the first document's tokens are by far the most salient.
+
+    The first document uses tokens 0 to 9, the second 10 to 19. Channel 0 of the residual stream
+    tells them apart, and saliency reads little else.
+    """
+    config = small_config()
+    params = random_params(config)
+    embedding = params["embedding"]["embedding"]
+    embedding[:10, 0], embedding[10:, 0] = 8.0, -8.0
+    for block in params["blocks"].values():
+        p = np.split(block["W_fused"]["kernel"], 6, axis=1)[SLICES.index("p")]
+        p[0] = 3.0
+    tokens = random_tokens(BATCH, TIME, vocab=10)
+    tokens[:, first_of_second:] += 10
+    documents = documents_with_starts(TIME, *[(first_of_second,)] * BATCH)
+    return config, params, tokens, documents
+
+
+@pytest.mark.parametrize("start", [12, 18])
+def test_document_sees_nothing_of_another(start):
+    config, params, tokens, documents = two_documents(start)
+    other = tokens.copy()
+    other[:, :start] = (other[:, :start] + 3) % 10
+
+    def second_document(tokens, documents):
+        return forward(config)(params, tokens, documents).logits[:, start:]
+
+    kept_apart = second_document(tokens, documents)
+    np.testing.assert_allclose(kept_apart, second_document(other, documents), rtol=0, atol=1e-6)
+
+    # As one document they do see each other, to the end, and the bank holds only tokens of the
+    # first: the test would notice a leak.
+    together = second_document(tokens, one_document())
+    difference = np.abs(together - second_document(other, one_document())).max(axis=(0, 2))
+    assert np.all(difference > 1e-3)
+    _, traces = oracle.run_model(widen(params), config, tokens, one_document())
+    for layer in (layer for text in traces for layer in text):
+        assert max(j for bank in layer.banks for j in bank) < start
+
+
+def test_gradient_of_a_document_stops_at_its_start():
+    start = 18
+    _, params, tokens, documents = two_documents(start)
+    # Only logits of the second document, and of its own tokens: those of others are tied to the
+    # embeddings of the first document's tokens.
+    cotangent = np.zeros((BATCH, TIME, 20), np.float32)
+    cotangent[:, start:, 10:] = np.random.default_rng(0).standard_normal((BATCH, TIME - start, 10))
+    nothing = np.zeros(3, np.float32)
+
+    def embedding_gradient(documents):
+        gradients = training_gradient(params, tokens, documents, nothing, cotangent)
+        return np.abs(gradients["embedding"]["embedding"]).max(axis=1)
+
+    read_by_first = np.isin(np.arange(10), tokens[:, :start])
+    apart = embedding_gradient(documents)
+    assert np.all(apart[:10] == 0)
+    assert np.all(apart[np.unique(tokens[:, start:])] > 0)
+    assert np.all(embedding_gradient(one_document())[:10][read_by_first] > 0)
+
+
+def test_every_parameter_has_a_gradient():
+    config = small_config()
+    params, tokens = random_params(config), random_tokens(BATCH, TIME)
+    gradients = training_gradient(params, tokens, one_document())
+    assert jax.tree.structure(gradients) == jax.tree.structure(params)
+    for path, x in jax.tree.leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path)
+        assert np.all(np.isfinite(x)), name
+        # Some units of the rectifier behind W_down may be off.
+        least = 0.3 if "W_down" in name or "W_up" in name else 0.99
+        assert np.count_nonzero(x) > least * x.size, name
+    for block in gradients["blocks"].values():
+        for name, x in slices(block["W_fused"]):
+            assert np.count_nonzero(x) > 0.99 * x.size, name
+
+
+def test_initial_gradients_are_zero_only_behind_the_zero_of_dpg():
+    params, tokens = initial_params(small_config()), random_tokens(BATCH, TIME)
+    gradients = training_gradient(params, tokens, one_document())
+    zero = {
+        jax.tree_util.keystr(path)
+        for path, x in jax.tree.leaves_with_path(gradients)
+        if not np.any(x)
+    }
+    assert zero == {f"['blocks'][{index}]['W_down']['kernel']" for index in params["blocks"]}
+    for block in gradients["blocks"].values():
+        for name, x in slices(block["W_fused"]):
+            assert np.any(x), name
+
+
+def test_cross_entropy_alone_gives_saliency_no_gradient():
+    """Selection is without gradient, and p serves nothing else."""
+    params, tokens = random_params(small_config()), random_tokens(BATCH, TIME)
+    gradients = training_gradient(params, tokens, one_document(), CROSS_ENTROPY)
+    for block in gradients["blocks"].values():
+        found = dict(slices(block["W_fused"]))
+        assert not np.any(found["p kernel"])
+        assert not np.any(found["p bias"])
+        assert np.any(found["q kernel"])
+
+
+@pytest.mark.parametrize("starts", [((), ()), ((9,), (4, 24, 25))], ids=["one", "several"])
+def test_auxiliary_losses_equal_oracle(starts):
+    """Saliency: use of every token by every later query, as if nothing had been evicted."""
+    config = small_config(dtype="float64")
+    tokens, documents = random_tokens(BATCH, TIME), documents_with_starts(TIME, *starts)
+    with jax.enable_x64(True):
+        params = random_params(config)
+        output = forward(config)(params, tokens, documents, None, jax.random.key(0))
+        aux = jax.device_get(output.aux)
+    logits, traces = oracle.run_model(params, config, tokens, documents)
+    used = np.concatenate([text[0].used[text[0].seen] for text in traces])
+    assert used.max() > 2 * np.median(used)
+    np.testing.assert_allclose(output.logits, logits, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(aux.saliency, oracle.saliency_loss(traces), rtol=1e-10)
+    np.testing.assert_allclose(aux.uboo, oracle.uboo_loss(traces), rtol=1e-10)
+
+
+def brute_force_use(q, k, window_logsumexp, segment, chunk_len, short_term, queries):
+    """u [H, T] and the mask [T] of one text, query by query."""
+    heads, time, width = q.shape
+    q, k, window_logsumexp, segment = map(np.asarray, (q, k, window_logsumexp, segment))
+    used, seen = np.zeros((heads, time)), np.zeros(time, bool)
+    for i in queries:
+        window_start = i // chunk_len * chunk_len - short_term
+        older = [j for j in range(time) if j < window_start and segment[j] == segment[i]]
+        seen[older] = True
+        for head in range(heads):
+            weights = np.exp(k[head, older] @ q[head, i] / np.sqrt(width))
+            total = np.exp(window_logsumexp[head, i]) + np.sum(weights)
+            used[head, older] = np.maximum(used[head, older], weights / total)
+    return used, seen
+
+
+@pytest.mark.parametrize(("time", "max_queries", "with_key"), [(72, 256, False), (40, 13, True)])
+def test_use_equals_brute_force_over_the_queries_looked_at(time, max_queries, with_key):
+    """All queries (more than are looked at together), and a sample with a random offset."""
+    batch, heads, width, chunk_len, short_term = 2, 2, 4, 4, 8
+    rng = np.random.default_rng(0)
+    q, k = jnp.asarray(2 * rng.standard_normal((2, batch, heads, time, width)), jnp.float32)
+    window_logsumexp = jnp.asarray(rng.standard_normal((batch, heads, time)), jnp.float32)
+    segment = jnp.asarray(documents_with_starts(time, (), (10,)))
+    stride = 1 if max_queries >= time else 4
+    offsets = set()
+    for seed in range(3 if with_key else 1):
+        used, seen = use_without_eviction(
+            *(q, k, window_logsumexp, segment, chunk_len, short_term, max_queries),
+            jax.random.key(seed) if with_key else None,
+        )
+        matches = []
+        for offset in range(stride):
+            expected = [
+                brute_force_use(
+                    *(q[b], k[b], window_logsumexp[b], segment[b], chunk_len, short_term),
+                    range(offset, time, stride),
+                )
+                for b in range(batch)
+            ]
+            if np.allclose(used, [u for u, _ in expected], rtol=1e-4, atol=1e-6):
+                matches.append(offset)
+                np.testing.assert_array_equal(seen, [mask for _, mask in expected])
+        assert len(matches) == 1
+        offsets.update(matches)
+    assert len(offsets) > 1 or not with_key
+
+
+def test_saliency_loss_pulls_saliency_towards_use():
+    """A step down this loss alone makes it smaller, and the gradient goes on into the block."""
+    config = small_config()
+    params, tokens = random_params(config), random_tokens(BATCH, TIME)
+    gradients = training_gradient(params, tokens, one_document(), SALIENCY)
+    assert np.any(gradients["embedding"]["embedding"])
+    stepped = jax.tree.map(lambda x, g: x - 0.05 * g, params, gradients)
+
+    def loss(params):
+        output = forward(config)(params, tokens, one_document(), None, jax.random.key(0))
+        return output.aux.saliency
+
+    assert loss(stepped) < loss(params)
+
+
+def test_uboo_does_not_touch_logits():
+    config = small_config()
+    params, tokens = random_params(config), random_tokens(BATCH, TIME)
+    other = random_params(config)
+    for block in other["blocks"].values():
+        for name in ("mlp_err", "mlp_target"):
+            block[name] = jax.tree.map(lambda x: 2 * x + 1, block[name])
+    key = jax.random.key(0)
+    output = forward(config)(params, tokens, one_document(), None, key)
+    changed = forward(config)(other, tokens, one_document(), None, key)
+    np.testing.assert_array_equal(output.logits, changed.logits)
+    assert abs(output.aux.uboo - changed.aux.uboo) > 1e-3
+
+
+@pytest.mark.parametrize(("silent", "reaches"), [("mlp_target", False), ("mlp_err", True)])
+def test_uboo_sends_no_gradient_through_the_state_it_predicts(silent, reaches):
+    """With the target's MLP silent nothing else may change; with the other silent h_{t-1} may."""
+    params, tokens = random_params(small_config()), random_tokens(BATCH, TIME)
+    for block in params["blocks"].values():
+        block[silent]["up"]["kernel"][:] = 0
+    gradients = training_gradient(params, tokens, one_document(), UBOO)
+    for block in gradients["blocks"].values():
+        other = "mlp_err" if silent == "mlp_target" else "mlp_target"
+        assert np.any(block[other]["up"]["kernel"])
+        for name in ("W_g", "W_m", "W_fused"):
+            assert np.any(block[name]["kernel"]) == reaches, name
+    assert np.any(gradients["embedding"]["embedding"]) == reaches
+
+
+def test_dpg_starts_by_changing_nothing():
+    with_dpg, without = small_config(), small_config(use_dpg=False)
+    tokens = random_tokens(BATCH, TIME)
+    params = random_params(with_dpg)
+    noisy = forward(with_dpg)(params, tokens, one_document()).logits
+    for index, block in params["blocks"].items():
+        block["W_up"] = initial_params(with_dpg)["blocks"][index]["W_up"]
+    logits = forward(with_dpg)(params, tokens, one_document()).logits
+    expected = forward(without)(random_params(without), tokens, one_document()).logits
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
+    assert np.abs(noisy - expected).max() > 1e-3
+
+
+def test_bfloat16_is_close_to_float32_and_keeps_a_float32_state():
+    narrow, wide = small_config(dtype="bfloat16"), small_config()
+    params, tokens = random_params(narrow), random_tokens(BATCH, TIME)
+    output = forward(narrow)(params, tokens, one_document())
+    expected = forward(wide)(random_params(wide), tokens, one_document()).logits
+    assert output.logits.dtype == jnp.float32
+    for layer in output.state.layers:
+        assert layer.h.dtype == jnp.float32
+        assert layer.memory.long_s.dtype == jnp.float32
+        assert layer.memory.long_k.dtype == jnp.bfloat16
+    error = np.linalg.norm(output.logits - expected) / np.linalg.norm(expected)
+    assert 1e-4 < error < 0.03
+
+
+def test_remat_gives_the_same_gradients():
+    changes = {"num_layers": 1, "dropout": 0.2, "saliency_weight": 0.0, "use_uboo": False}
+    params, tokens = random_params(small_config(**changes)), random_tokens(BATCH, TIME)
+    plain = training_gradient(params, tokens, one_document(), **changes)
+    recomputed = training_gradient(params, tokens, one_document(), remat=True, **changes)
+    for (path, x), y in zip(
+        jax.tree.leaves_with_path(plain), jax.tree.leaves(recomputed), strict=True
+    ):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_dropout_follows_its_key_and_is_off_without_one():
+    config = small_config(num_layers=1, dropout=0.5, use_uboo=False, saliency_weight=0.0)
+    params, tokens = random_params(config), random_tokens(BATCH, TIME)
+
+    def logits(config, key):
+        return np.asarray(forward(config)(params, tokens, one_document(), None, key).logits)
+
+    dropped = logits(config, jax.random.key(1))
+    np.testing.assert_array_equal(dropped, logits(config, jax.random.key(1)))
+    assert np.abs(dropped - logits(config, jax.random.key(2))).max() > 1e-2
+    assert np.abs(dropped - logits(config, None)).max() > 1e-2
+    expected, _ = oracle.run_model(widen(params), config, tokens, one_document())
+    np.testing.assert_allclose(logits(config, None), expected, rtol=0, atol=1e-4)
+
+
+def test_auxiliary_losses_are_off_without_a_key():
+    config = small_config()
+    params, tokens = random_params(config), random_tokens(BATCH, TIME)
+    aux = forward(config)(params, tokens, one_document()).aux
+    assert (aux.saliency, aux.uboo) == (0, 0)
