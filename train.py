@@ -13,14 +13,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default r
 
 
 def main():
-    from mmrec_jax.config import from_mapping, nearest
-    from mmrec_jax.errors import UserError
+    from mmrec_jax.config import from_mapping
     from mmrec_jax.training.loop import Interrupted, train
 
-    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not file.exists():
-        near = nearest(str(file), [str(other) for other in file.parent.glob("*.py")])
-        raise UserError(f"there is no config file {file}{near}")
     config = from_mapping(_CONFIG.value)
     try:
         train(config, Path(_WORKDIR.value or f"runs/{config.name}"))

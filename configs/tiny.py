@@ -29,7 +29,7 @@ def get_config():
     model.mu = 0.1  # weight of the gated integration
     model.shifted_keys = True  # even heads look for what came after an earlier occurrence
     model.saliency_weight = 0.3  # of the loss that teaches saliency to predict use
-    model.saliency_queries = 256  # queries a sequence that this loss looks at, at most
+    model.saliency_queries = 64  # queries a sequence that this loss looks at, at most
     model.use_dpg = False  # low-rank term in the decay logit
     model.dpg_rank = 128
     model.use_uboo = False  # auxiliary loss that predicts the state

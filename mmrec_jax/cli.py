@@ -4,9 +4,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 
+from mmrec_jax.config import nearest
 from mmrec_jax.errors import UserError
 
 
@@ -44,6 +46,9 @@ def _checked(main, required):
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    for argument in argv:
+        if argument.startswith("--config="):
+            _require_config_file(Path(argument.removeprefix("--config=")))
     try:
         left = flags.FLAGS(argv)
     except flags.Error as error:
@@ -59,3 +64,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if len(left) > 1:
         raise UserError(f"{left[1]!r} is not a flag; flags look like --name=value")
     return left
+
+
+def _require_config_file(path: Path) -> None:
+    if not path.is_file():
+        near = nearest(str(path), [str(other) for other in path.parent.glob("*.py")])
+        raise UserError(f"there is no config file {path}{near}")

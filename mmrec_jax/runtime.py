@@ -8,8 +8,8 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory instead of giving it back to the kernel.
 
     XLA allocates the temporaries of every step anew. Returned and mapped again, each page of them
-    costs a fault a step: 25,000 faults for the tiny model, a fifth of its step
-    (benchmarks/train_step.py --page_faults). Does nothing where the C library is another one.
+    costs a fault a step (benchmarks/train_step.py counts them; the environment variable
+    MMREC_GIVE_MEMORY_BACK=1 leaves the allocator alone). Nothing happens with other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return

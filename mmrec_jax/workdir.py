@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmrec_jax.config import Config, differences, from_mapping
-from mmrec_jax.data.stream import Dataset, Split, load_dataset
+from mmrec_jax.data.stream import Dataset, Split
 from mmrec_jax.data.tokenizers import CharTokenizer
 from mmrec_jax.errors import UserError
 from mmrec_jax.training.checkpoints import Checkpoints
@@ -54,11 +54,11 @@ def open_run(path: Path) -> Run:
     )
 
 
-def prepare(path: Path, config: Config) -> Dataset:
-    """Makes a workdir for a run, or checks that the one there belongs to it, and loads the data.
+def check_config(path: Path, config: Config) -> None:
+    """Checks, before anything is read or written, that a workdir is free or of this very config.
 
     Raises:
-        UserError: the workdir belongs to another config, tokenizer or corpus, or is not one.
+        UserError: it belongs to another config, or is a folder of something else.
     """
     if (path / "config.json").exists():
         different = differences(_read_config(path), config)
@@ -67,27 +67,32 @@ def prepare(path: Path, config: Config) -> Dataset:
                 f"{path} belongs to a run with another config ({'; '.join(different)}); use "
                 "another --workdir, or the config it was started with"
             )
-    elif path.exists() and (not path.is_dir() or not _is_unfinished_workdir(path)):
+    elif path.exists() and not (path.is_dir() and _is_unfinished_workdir(path)):
         raise UserError(f"{path} exists and is not a workdir; use another --workdir")
 
-    dataset = load_dataset(config)
+
+def prepare(path: Path, config: Config, dataset: Dataset) -> None:
+    """Makes a workdir for a run, or checks that the data of the one there is the same.
+
+    Raises:
+        UserError: the workdir was started on another corpus, or cannot be made.
+    """
     tokenizer = dataset.tokenizer.to_json()
     data = {
         "fingerprint": dataset.fingerprint(),
         "tokens": {name: len(getattr(dataset, name).tokens) for name in SPLITS},
     }
     if (path / "config.json").exists():
-        if (path / "tokenizer.json").read_text() != tokenizer:
-            raise UserError(
-                f"{path} belongs to a run with another tokenizer: the corpus has changed since; "
-                "use another --workdir, or bring the old text back"
-            )
-        if json.loads((path / "data.json").read_text()) != data:
-            raise UserError(
-                f"{path} belongs to a run on another text: the corpus has changed since; use "
-                "another --workdir, or bring the old text back"
-            )
-        return dataset
+        for name, same in (
+            ("tokenizer", (path / "tokenizer.json").read_text() == tokenizer),
+            ("corpus", json.loads((path / "data.json").read_text()) == data),
+        ):
+            if not same:
+                raise UserError(
+                    f"{path} belongs to a run with another {name}: the text has changed since; "
+                    "use another --workdir, or bring the old text back"
+                )
+        return
 
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -101,7 +106,6 @@ def prepare(path: Path, config: Config) -> Dataset:
     temporary = path / "config.json.tmp"
     temporary.write_text(config.to_json())
     temporary.rename(path / "config.json")
-    return dataset
 
 
 def _read_config(path: Path) -> Config:

@@ -5,5 +5,16 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jaxtyping
+import pytest
 
 jaxtyping.install_import_hook("mmrec_jax", "typechecker.check")
+
+
+@pytest.fixture(scope="module")
+def quick_compiling():
+    """Makes XLA optimize little: a small run spends nearly all of its time compiling."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

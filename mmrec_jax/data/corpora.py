@@ -52,7 +52,7 @@ def read_text(path: Path) -> str:
     """
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8-sig")
+        text = data.decode().removeprefix("\N{BYTE ORDER MARK}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -41,7 +41,7 @@ class CharTokenizer:
         index = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
         return np.where(self._codes[index] == codes, index + 1, UNKNOWN).astype(np.int32)
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[int] | np.ndarray) -> str:
         """The text of token ids; unknown ones become U+FFFD."""
         return "".join(
             self.characters[token - 1] if 0 < token < self.vocab_size else UNKNOWN_CHARACTER

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, saliency
+from mmrec_jax.model.dropout import dropout
 from mmrec_jax.model.linear import Linear, matmul
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
 
@@ -129,7 +130,6 @@ class Block(nnx.Module):
         if config.use_uboo:
             self.mlp_err = MLP(linear, dim, dim)
             self.mlp_target = MLP(linear, dim, dim)
-        self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
         self,
@@ -152,9 +152,6 @@ class Block(nnx.Module):
         config = self.config
         keys = jax.random.split(key, 4) if key is not None else (None,) * 4
 
-        def dropout(x, key):
-            return self.dropout(x, deterministic=key is None, rngs=key)
-
         q, k, v, z, p, e = jnp.split(self.W_fused(self.norm1(x)), 6, axis=-1)
         h, h_prev = self._recur(z, k, segments, state)
         query = self.W_q(h.astype(x.dtype)) + q / 2
@@ -169,9 +166,9 @@ class Block(nnx.Module):
         )
         a = self.W_o(jnp.moveaxis(read.output, 1, 2).reshape(x.shape))
         y = (h.astype(x.dtype) + a + v / 10) * nnx.silu(e)
-        x = x + dropout(y, keys[0])
-        hidden = dropout(nnx.gelu(self.W_1(self.norm2(x))), keys[1])
-        x = x + dropout(self.W_2(hidden), keys[2])
+        x = x + dropout(y, config.dropout, keys[0])
+        hidden = dropout(nnx.gelu(self.W_1(self.norm2(x))), config.dropout, keys[1])
+        x = x + dropout(self.W_2(hidden), config.dropout, keys[2])
 
         aux = AuxLosses(saliency=jnp.zeros((), h.dtype), uboo=jnp.zeros((), h.dtype))
         if key is not None and config.long_term and config.saliency_weight:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -90,14 +91,21 @@ def shift_keys(
     return jnp.where(even, before, k)
 
 
-def rotate(x: Float[Array, "*batch T K"], positions: Int[Array, "T"]) -> Float[Array, "*batch T K"]:
-    """Rotary positions (Su et al., 2021): channels j, j + K/2 turn by position * base^(-2j/K)."""
+def rotate(x: Float[Array, "*batch T K"], first: int) -> Float[Array, "*batch T K"]:
+    """Rotary positions (Su et al., 2021): channels j, j + K/2 turn by position * base^(-2j/K).
+
+    Args:
+        x: queries or keys.
+        first: position of the first of them. Positions are constants, so their sines are too.
+    """
     half = x.shape[-1] // 2
-    frequencies = ROPE_BASE ** (-jnp.arange(half) / half)
-    angles = positions[:, None] * frequencies
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    positions = first + np.arange(x.shape[-2])
+    angles = positions[:, None] * ROPE_BASE ** (-np.arange(half) / half)
+    cos, sin = np.cos(angles), np.sin(angles)
+    # A roll and two products: XLA's CPU compiler makes loops of halves joined together, slow ones.
+    same = jnp.asarray(np.concatenate([cos, cos], axis=-1), x.dtype)
+    other = jnp.asarray(np.concatenate([-sin, sin], axis=-1), x.dtype)
+    return x * same + jnp.roll(x, half, axis=-1) * other
 
 
 def select_salient(
@@ -201,8 +209,8 @@ def read_memories(
     positions = jnp.arange(short_term + chunk_len)
     logits = scale * jnp.einsum(
         "bhnik,bhnjk->bhnij",
-        rotate(q_chunks, positions[short_term:]),
-        rotate(windows(near_k, 2), positions),
+        rotate(q_chunks, short_term),
+        rotate(windows(near_k, 2), 0),
         preferred_element_type=s.dtype,
     )
     same = chunks(segments.tokens, 1)[..., :, None] == windows(near_segment, 1)[..., None, :]

@@ -71,20 +71,26 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the lowest validation loss of those that were evaluated."""
+        """The step with the lowest validation loss."""
         return self._manager.best_step()
 
     def save(
-        self, step: int, state: TrainState, progress: dict, validation_loss: float | None = None
+        self, step: int, state: TrainState, progress: dict, best_loss: float | None = None
     ) -> None:
         """Starts to save. The state may be donated as soon as this returns.
+
+        Args:
+            step: steps done.
+            state: the training state.
+            progress: what belongs to it, for JSON.
+            best_loss: the validation loss if it is the lowest so far, else None.
 
         Raises:
             UserError: this or the save before it failed.
         """
         if jax.default_backend() == "cpu":  # where Orbax reads the very memory that is donated
             state = jax.tree.map(jnp.copy, state)
-        metrics = None if validation_loss is None else {_METRIC: validation_loss}
+        metrics = None if best_loss is None else {_METRIC: best_loss}
         try:
             self._manager.save(
                 step,

@@ -11,7 +11,7 @@ import jax
 
 from mmrec_jax import workdir as workdirs
 from mmrec_jax.config import Config
-from mmrec_jax.data.stream import Dataset, ShuffledWindows
+from mmrec_jax.data.stream import Dataset, ShuffledWindows, load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import EvalResult, evaluate
 from mmrec_jax.report import draw_losses
@@ -78,25 +78,20 @@ def train(config: Config, path: Path) -> None:
         UserError: bad input, a workdir of another run, a loss that is not finite, a full disk.
         Interrupted: SIGTERM or Ctrl-C, after the state was saved.
     """
-    dataset = workdirs.prepare(path, config)
+    workdirs.check_config(path, config)
+    dataset = load_dataset(config)
+    trainer = Trainer(config, path, dataset)
+    workdirs.prepare(path, config, dataset)
     checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
     with StopSignals() as signals:
-        Trainer(config, path, dataset, checkpoints, signals).run()
+        trainer.run(checkpoints, signals)
 
 
 class Trainer:
     """One run of the loop."""
 
-    def __init__(
-        self,
-        config: Config,
-        path: Path,
-        dataset: Dataset,
-        checkpoints: Checkpoints,
-        signals: StopSignals,
-    ):
+    def __init__(self, config: Config, path: Path, dataset: Dataset):
         self.config, self.path, self.dataset = config, path, dataset
-        self.checkpoints, self.signals = checkpoints, signals
         train = config.train
         self.batches = ShuffledWindows(dataset.train, train.batch_size, train.seq_len, train.seed)
         self.total_steps = train.num_epochs * self.batches.steps_per_epoch
@@ -104,7 +99,8 @@ class Trainer:
         self.optimizer = make_optimizer(train, self.schedule)
         self.eval_step = make_eval_step(config.model)
 
-    def run(self) -> None:
+    def run(self, checkpoints: Checkpoints, signals: StopSignals) -> None:
+        self.checkpoints, self.signals = checkpoints, signals
         state = init_train_state(
             self.config, self.optimizer, jax.random.key(self.config.train.seed)
         )
@@ -180,20 +176,20 @@ class Trainer:
 
             self._record(*pending)  # nothing is evaluated or saved before it is known to be finite
             pending = None
-            validation_loss, improved = None, False
+            best_loss = None
             if evaluation_due:
                 result = evaluate(
                     self.eval_step, state.params, self.dataset.validation, self.config
                 )
-                validation_loss, improved = result.loss, self._judge(step, result)
+                best_loss = result.loss if self._judge(step, result) else None
                 if epoch_ends:
                     self._end_epoch(step, result)
             if step == self.total_steps:
                 self.progress.finished = "all epochs done"
             finished = self.progress.finished
-            if checkpoint_due or improved or finished or stop:
+            if checkpoint_due or best_loss is not None or finished or stop:
                 self.metrics.flush()
-                self.checkpoints.save(step, state, self.progress.to_dict(), validation_loss)
+                self.checkpoints.save(step, state, self.progress.to_dict(), best_loss)
             if finished:
                 return
             if stop:

@@ -101,7 +101,7 @@ def make_train_step(
         grads, losses = gradients(state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(*losses, grad_norm=optax.global_norm(grads))
+        metrics = StepMetrics(*losses, grad_norm=optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)

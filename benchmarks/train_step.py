@@ -1,0 +1,130 @@
+"""Speed of the training step against what the machine's matmuls can do, measured in one run.
+
+    python -m benchmarks.train_step                        # tiny: 2 x 256 tokens
+    python -m benchmarks.train_step --profile=20           # and the 20 most expensive operations
+    MMREC_GIVE_MEMORY_BACK=1 python -m benchmarks.train_step   # without runtime.py's setting
+
+Rounds of training steps and of matmuls alternate, so that a machine whose speed drifts slows both.
+Model FLOP/s are 6 x parameters x tokens per second: attention, gates and the optimizer are not
+counted. The peak is the fastest of several float32 matmuls, among them those of the model.
+"""
+
+import statistics
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Config to measure.")
+_ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds of each measurement.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Training steps a round.")
+_PROFILE = flags.DEFINE_integer("profile", 0, "How many operations of a trace to list.")
+
+MATMULS = ((1024, 1024, 1024), (2048, 2048, 2048), (512, 128, 5000), (5000, 512, 128))
+
+
+def main(_):
+    import jax
+    import numpy as np
+
+    from mmrec_jax.config import from_mapping
+    from mmrec_jax.data.stream import ShuffledWindows, load_dataset
+    from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
+    from mmrec_jax.training.step import init_train_state, make_train_step
+
+    config = from_mapping(_CONFIG.value)
+    train = config.train
+    batches = ShuffledWindows(load_dataset(config).train, train.batch_size, train.seq_len, 0)
+    optimizer = make_optimizer(train, learning_rate_schedule(train, 100_000))
+    state = init_train_state(config, optimizer, jax.random.key(0))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    start = time.perf_counter()
+    step = make_train_step(config, optimizer).lower(state, batches[0]).compile()
+    print(f"{config.name}: {parameters:,} parameters, {train.batch_size} x {train.seq_len} tokens")
+    print(f"compiled in {time.perf_counter() - start:.1f} s, {_temporaries(step):.0f} MB temporary")
+
+    def steps(state, count):
+        for index in range(count):
+            state, metrics = step(state, batches[index])
+        jax.block_until_ready(metrics)
+        return state
+
+    random = np.random.default_rng(0)
+    matmul = jax.jit(lambda a, b: a @ b)
+    operands = {
+        (m, k, n): [
+            jax.device_put(random.normal(size=shape).astype("f4")) for shape in ((m, k), (k, n))
+        ]
+        for m, k, n in MATMULS
+    }
+    for pair in operands.values():
+        jax.block_until_ready(matmul(*pair))
+    state = steps(state, 5)
+
+    step_times, matmul_times = [], defaultdict(list)
+    faults = _page_faults()
+    for _ in range(_ROUNDS.value):
+        start = time.perf_counter()
+        state = steps(state, _STEPS.value)
+        step_times.append((time.perf_counter() - start) / _STEPS.value)
+        for shape, pair in operands.items():
+            start = time.perf_counter()
+            for _ in range(5):
+                out = matmul(*pair)
+            jax.block_until_ready(out)
+            matmul_times[shape].append((time.perf_counter() - start) / 5)
+    faults = (_page_faults() - faults) / (_ROUNDS.value * _STEPS.value)
+
+    peak = 0.0
+    for (m, k, n), times in matmul_times.items():
+        speed = 2 * m * k * n / statistics.median(times)
+        peak = max(peak, speed)
+        print(f"matmul {m} x {k} x {n}: {speed / 1e9:.0f} GFLOP/s")
+    tokens = train.batch_size * train.seq_len
+    for name, seconds in (("median", statistics.median(step_times)), ("best", min(step_times))):
+        speed = 6 * parameters * tokens / seconds
+        print(
+            f"step, {name} round: {seconds * 1e3:.1f} ms, {tokens / seconds:,.0f} tokens/s, "
+            f"{speed / 1e9:.0f} GFLOP/s of the model = {speed / peak:.1%} of the fastest matmul"
+        )
+    print(f"page faults a step: {faults:,.0f}")
+    if _PROFILE.value:
+        _print_profile(lambda: steps(state, 5), 5, _PROFILE.value)
+
+
+def _temporaries(compiled) -> float:
+    analysis = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes / 1e6 if analysis else float("nan")
+
+
+def _page_faults() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _print_profile(run, steps: int, most: int) -> None:
+    """Time by kind of operation (all threads added up), from JAX's own trace."""
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        [trace] = Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(trace))
+        total = Counter()
+        for plane in data.planes:
+            for line in plane.lines:
+                for event in line.events:
+                    if any(name == "hlo_op" for name, _ in event.stats):
+                        total[event.name.split(".")[0]] += event.duration_ns
+    print("thread time by operation, ms a step (loops contain their bodies):")
+    for name, nanoseconds in total.most_common(most):
+        print(f"  {nanoseconds / 1e6 / steps:7.2f}  {name}")
+
+
+if __name__ == "__main__":
+    app.run(main)
