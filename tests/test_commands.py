@@ -6,6 +6,7 @@ import pytest
 from runs import ROOT, config, one_error_line, run, train_flags
 
 from mmrec_jax import workdir as workdirs
+from mmrec_jax.data.stream import load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.training.loop import train
 
@@ -61,7 +62,7 @@ def test_a_missing_workdir(cache, tmp_path, script):
 
 
 def test_a_workdir_without_checkpoints(cache, tmp_path):
-    workdirs.prepare(tmp_path / "run", config())
+    workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
     before = contents(tmp_path)
     line = one_error_line(run("eval.py", f"--workdir={tmp_path / 'run'}", cache=cache))
     assert f"{tmp_path / 'run'} has no checkpoints yet" in line
@@ -69,7 +70,7 @@ def test_a_workdir_without_checkpoints(cache, tmp_path):
 
 
 def test_the_workdir_of_another_config(cache, tmp_path):
-    workdirs.prepare(tmp_path / "run", config())
+    workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
     before = contents(tmp_path)
     flags = train_flags(tmp_path / "run", model__long_term=8)
     line = one_error_line(run("train.py", *flags, cache=cache))
@@ -116,8 +117,8 @@ def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
 def test_a_workdir_that_was_left_half_made_is_made_anew(tmp_path):
     for name in ("validation.npz", "tokenizer.json", "config.json.tmp"):
         (tmp_path / name).write_text("cut o")
-    workdirs.prepare(tmp_path, config())
+    workdirs.prepare(tmp_path, config(), load_dataset(config()))
     before = contents(tmp_path)
     assert not (tmp_path / "config.json.tmp").exists()
-    workdirs.prepare(tmp_path, config())
+    workdirs.prepare(tmp_path, config(), load_dataset(config()))
     assert contents(tmp_path) == before

@@ -21,7 +21,7 @@ from mmrec_jax.data.corpora import sample_corpus
 from mmrec_jax.data.stream import Batch
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import evaluate_run, restore_params
-from mmrec_jax.training.checkpoints import Checkpoints
+from mmrec_jax.training.checkpoints import Checkpoints, is_better
 from mmrec_jax.training.loop import train
 from mmrec_jax.training.metrics import read_metrics
 from mmrec_jax.training.optimizer import learning_rate_schedule
@@ -263,7 +263,7 @@ def test_another_corpus_is_refused(finished, where):
         "test": [one, two[:-1] + "a"],
         "boundary": [one + two[0], two[1:]],
     }[where]
-    assert "on another text" in refusal(finished, finished.config, changed)
+    assert "another corpus" in refusal(finished, finished.config, changed)
 
 
 def test_another_tokenizer_is_refused(finished):
@@ -333,10 +333,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
     ids=str,
 )
 def test_the_best_checkpoint_outlives_worse_ones(tmp_path, losses, best):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints, lowest = Checkpoints(tmp_path / "checkpoints", keep=1), None
     for step, loss in enumerate(losses, start=1):
         state = TrainState(np.int32(step), {"w": np.ones(2)}, {"m": np.ones(2)})
-        checkpoints.save(step, state, {"finished": ""}, loss)
+        improved = loss is not None and is_better(loss, lowest)
+        lowest = loss if improved else lowest
+        checkpoints.save(step, state, {"finished": ""}, loss if improved else None)
     checkpoints.wait()
     assert checkpoints.steps() == [best, 4]
     assert checkpoints.resolve("best") == best
