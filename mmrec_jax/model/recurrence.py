@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 # Steps of the recurrence per iteration of the compiled loop: fewer, larger iterations.
-UNROLL = 8
+UNROLL = 4
 
 
 class CoreInputs(NamedTuple):
