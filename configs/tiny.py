@@ -1,8 +1,9 @@
-"""The tiny model: 1,960,832 parameters, trained on a CPU in well under a minute.
+"""The tiny model: 1,960,832 parameters, trained on two CPU cores in about half a minute.
 
     python train.py --config=configs/tiny.py
 
-Expected: 378 steps in 3 epochs; mean training loss of the last epoch below 1.0.
+Expected: 378 steps in 3 epochs; the mean training loss of the last epoch is about 0.74, the best
+validation loss about 0.54.
 
 On your own text:
 
