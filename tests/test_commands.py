@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from runs import ROOT, config, one_error_line, run, train_flags
 
 from mmrec_jax import workdir as workdirs
 from mmrec_jax.data.stream import load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.training.loop import train
+from small_runs import ROOT, config, one_error_line, run, train_flags
 
 
 @pytest.fixture(scope="module")

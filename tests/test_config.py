@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-from runs import config
 
 from configs import tiny
 from mmrec_jax.config import (
@@ -16,6 +15,7 @@ from mmrec_jax.config import (
     from_mapping,
 )
 from mmrec_jax.errors import UserError
+from small_runs import config
 
 
 def mapping(**changes):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import config
 
 from configs import tiny
 from mmrec_jax.config import DataConfig, from_mapping
@@ -22,6 +21,7 @@ from mmrec_jax.data.stream import (
 )
 from mmrec_jax.data.tokenizers import UNKNOWN, CharTokenizer
 from mmrec_jax.errors import UserError
+from small_runs import config
 
 TURKISH = "İstanbul'da ılık bir ağaç gölgesi; IŞIK, ÇÖL, ÜZÜM, üzüm, şeker, Ğ.\n"  # noqa: RUF001
 PROPERTY = settings(max_examples=100, deadline=None, database=None)

@@ -2,10 +2,10 @@
 
 import functools
 
-import helpers
 import numpy as np
 import pytest
 
+import helpers
 from mmrec_jax.errors import UserError
 from mmrec_jax.generation import generate
 

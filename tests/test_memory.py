@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 from flax import nnx
+
+import oracle
 from helpers import (
     documents_with_starts,
     forward,
@@ -16,7 +17,6 @@ from helpers import (
     small_config,
     widen,
 )
-
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.memory import MemoryState, Segments, read_memories
 

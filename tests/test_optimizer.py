@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import optax
 import pytest
-from runs import config
 
 from configs import tiny
 from mmrec_jax.config import from_mapping
 from mmrec_jax.errors import UserError
 from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from small_runs import config
 
 TINY = from_mapping(tiny.get_config()).train
 TINY_STEPS = 378

@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 
+import oracle
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
 
 MU = 0.1

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import (
+
+from small_runs import (
     command,
     environment,
     final_params,

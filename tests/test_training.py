@@ -12,10 +12,9 @@ import matplotlib.image
 import numpy as np
 import optax
 import pytest
-from helpers import forward
-from runs import config
 from tensorboardX.proto.event_pb2 import Event
 
+from helpers import forward
 from mmrec_jax.config import Config
 from mmrec_jax.data.corpora import sample_corpus
 from mmrec_jax.data.stream import Batch
@@ -27,6 +26,7 @@ from mmrec_jax.training.metrics import read_metrics
 from mmrec_jax.training.optimizer import learning_rate_schedule
 from mmrec_jax.training.step import TrainState, init_train_state, make_train_step
 from mmrec_jax.workdir import open_run
+from small_runs import config
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
