@@ -1,7 +1,7 @@
 """Dropout with a quarter of the random bits.
 
-`jax.random.bernoulli` spends two 32-bit words of Threefry on each element, which for the tiny model
-on a CPU is a tenth of a training step. Sixteen bits decide as well: the rate is exact to 2^-17.
+`jax.random.bernoulli` spends two 32-bit words of Threefry on each element. Sixteen bits decide as
+well: the rate is exact to 2^-17.
 """
 
 import math

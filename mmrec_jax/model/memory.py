@@ -102,7 +102,7 @@ def rotate(x: Float[Array, "*batch T K"], first: int) -> Float[Array, "*batch T 
     positions = first + np.arange(x.shape[-2])
     angles = positions[:, None] * ROPE_BASE ** (-np.arange(half) / half)
     cos, sin = np.cos(angles), np.sin(angles)
-    # A roll and two products: XLA's CPU compiler makes loops of halves joined together, slow ones.
+    # A roll and two products: halves joined together were several times slower on a CPU.
     same = jnp.asarray(np.concatenate([cos, cos], axis=-1), x.dtype)
     other = jnp.asarray(np.concatenate([-sin, sin], axis=-1), x.dtype)
     return x * same + jnp.roll(x, half, axis=-1) * other
