@@ -21,7 +21,9 @@ def dropout(
         return x
     index = lax.iota(jnp.uint32, math.prod(x.shape)).reshape(x.shape)
     kept = min(round((1 - rate) * 2**32), 2**32 - 1)
-    return jnp.where(_hash(index, jax.random.key_data(key)) < jnp.uint32(kept), x * (2**32 / kept), 0)
+    return jnp.where(
+        _hash(index, jax.random.key_data(key)) < jnp.uint32(kept), x * (2**32 / kept), 0
+    )
 
 
 def _hash(index: UInt32[Array, "*shape"], key: UInt32[Array, " two"]) -> UInt32[Array, "*shape"]:

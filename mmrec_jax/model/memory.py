@@ -23,6 +23,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrec_jax.model.linear import mixtures, similarities
+
 ROPE_BASE = 10_000.0
 
 
@@ -207,12 +209,7 @@ def read_memories(
     near_segment = jnp.concatenate([segments.short, segments.tokens], axis=1)
     q_chunks = chunks(q, 2)
     positions = jnp.arange(short_term + chunk_len)
-    logits = scale * jnp.einsum(
-        "bhnik,bhnjk->bhnij",
-        rotate(q_chunks, short_term),
-        rotate(windows(near_k, 2), 0),
-        preferred_element_type=s.dtype,
-    )
+    logits = scale * similarities(rotate(q_chunks, short_term), rotate(windows(near_k, 2), 0))
     same = chunks(segments.tokens, 1)[..., :, None] == windows(near_segment, 1)[..., None, :]
     causal = positions[None, :] <= positions[short_term:, None]
     logits = jnp.where((same & causal)[:, None], logits, -jnp.inf)
@@ -239,16 +236,14 @@ def read_memories(
         bank_segment = jnp.pad(chunk_segment[:, :-1], ((0, 0), (1, 0)))
         readable = (chunks(segments.tokens, 1) == bank_segment[..., None])[:, None, :, :, None]
         filled = jnp.moveaxis(bank_s[:-1] > -jnp.inf, 0, 2)[..., None, :]
-        bank_logits = scale * jnp.einsum(
-            "bhnik,bhnmk->bhnim", q_chunks, bank_k[:, :, :-1], preferred_element_type=s.dtype
-        )
+        bank_logits = scale * similarities(q_chunks, bank_k[:, :, :-1])
         bank_logits = jnp.where(readable & filled, bank_logits, -jnp.inf)
         logits = jnp.concatenate([bank_logits, logits], axis=-1)
         values = jnp.concatenate([bank_v[:, :, :-1], values], axis=3)
         long_k, long_v, long_s = bank_k[:, :, -1], bank_v[:, :, -1], bank_s[-1]
 
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    output = jnp.einsum("bhnij,bhnjk->bhnik", weights, values)
+    output = mixtures(weights, values)
     return Read(
         output=output.reshape(q.shape),
         window_logsumexp=window_logsumexp.reshape(q.shape[:-1]),
