@@ -18,7 +18,8 @@ from helpers import (
     widen,
 )
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.model.memory import MemoryState, Segments, read_memories
+from mmrec_jax.model.memory import MemoryState, Segments
+from mmrec_jax.model.memory_sequence import read_memories
 
 TIME = 32
 TEXTS = {
@@ -129,9 +130,9 @@ def bank_positions(s, document):
     start = jnp.diff(document, axis=1, prepend=-1) != 0
     number = jnp.cumsum(start, axis=1, dtype=jnp.int32)
     state = MemoryState(
-        short_k=jnp.zeros((batch, heads, SHORT, 2)),
-        short_v=jnp.zeros((batch, heads, SHORT, 2)),
-        short_s=jnp.full((batch, heads, SHORT), -jnp.inf),
+        near_k=jnp.zeros((batch, heads, SHORT + CHUNK, 2)),
+        near_v=jnp.zeros((batch, heads, SHORT + CHUNK, 2)),
+        near_s=jnp.full((batch, heads, SHORT + CHUNK), -jnp.inf),
         long_k=jnp.zeros((batch, heads, SLOTS, 2)),
         long_v=jnp.zeros((batch, heads, SLOTS, 2)),
         long_s=jnp.full((batch, heads, SLOTS), -jnp.inf),

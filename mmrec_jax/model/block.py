@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model import memory, saliency
+from mmrec_jax.model import memory, memory_sequence, saliency
 from mmrec_jax.model.dropout import dropout
 from mmrec_jax.model.linear import Linear, matmul
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
@@ -27,7 +27,7 @@ NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros cha
 
 
 class LayerState(NamedTuple):
-    """What a layer remembers between two chunks."""
+    """What a layer remembers of a text."""
 
     h: Float[Array, "batch dim"]  # recurrent memory, float32 or wider
     last_k: Float[Array, "batch heads K"]  # the next token's key in heads with shifted keys
@@ -53,7 +53,13 @@ def init_layer_state(config: ModelConfig, batch: int) -> LayerState:
         h=jnp.zeros((batch, config.dim), param_dtype(config)),
         last_k=jnp.zeros((batch, heads, head_dim), dtype),
         memory=memory.init_memory(
-            batch, heads, head_dim, config.short_term, config.long_term, dtype, param_dtype(config)
+            batch,
+            heads,
+            head_dim,
+            config.short_term + config.chunk_len,
+            config.long_term,
+            dtype,
+            param_dtype(config),
         ),
     )
 
@@ -134,15 +140,15 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch T dim"],
-        segments: memory.Segments,
+        where: memory.Segments | memory.Place,
         state: LayerState,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "batch T dim"], LayerState, AuxLosses]:
-        """Reads T tokens.
+        """Reads T tokens: a whole number of chunks, or a single one.
 
         Args:
             x: the residual stream.
-            segments: which tokens belong to one document.
+            where: which tokens belong to one document; of a single token, where it stands.
             state: the state before the first token.
             key: for dropout; None switches it and the auxiliary losses off (evaluation).
 
@@ -153,17 +159,17 @@ class Block(nnx.Module):
         keys = jax.random.split(key, 4) if key is not None else (None,) * 4
 
         q, k, v, z, p, e = jnp.split(self.W_fused(self.norm1(x)), 6, axis=-1)
-        h, h_prev = self._recur(z, k, segments, state)
+        h, h_prev = self._recur(z, k, where.start, state)
         query = self.W_q(h.astype(x.dtype)) + q / 2
         query, keys_, values = (self._heads(array) for array in (query, k, v))
         s = config.head_dim**0.5 * self._heads(p.astype(h.dtype)).mean(axis=-1)
 
         last_k = keys_[:, :, -1]
         if config.shifted_keys:
-            keys_ = memory.shift_keys(keys_, state.last_k, segments.start)
-        read = memory.read_memories(
-            query, keys_, values, s, segments, state.memory, config.chunk_len
-        )
+            keys_ = memory.shift_keys(keys_, state.last_k, where.start)
+        single = isinstance(where, memory.Place)
+        read_memories = memory.read_memories_once if single else memory_sequence.read_memories
+        read = read_memories(query, keys_, values, s, where, state.memory, config.chunk_len)
         a = self.W_o(jnp.moveaxis(read.output, 1, 2).reshape(x.shape))
         y = (h.astype(x.dtype) + a + v / 10) * nnx.silu(e)
         x = x + dropout(y, config.dropout, keys[0])
@@ -176,7 +182,7 @@ class Block(nnx.Module):
                 query,
                 keys_,
                 read.window_logsumexp,
-                segments.tokens,
+                where.tokens,
                 config.chunk_len,
                 config.short_term,
                 config.saliency_queries,
@@ -192,7 +198,7 @@ class Block(nnx.Module):
     def _heads(self, x: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T K"]:
         return jnp.moveaxis(x.reshape(*x.shape[:2], self.config.num_heads, -1), 1, 2)
 
-    def _recur(self, z, k, segments, state):
+    def _recur(self, z, k, start, state):
         """h_t and h_{t-1} for every step."""
         mu, dim = self.config.mu, self.config.dim
         wide = state.h.dtype
@@ -206,6 +212,6 @@ class Block(nnx.Module):
         weights = CoreWeights(
             W=jnp.concatenate([self.W_g.kernel[...], W_m[dim:]], axis=1), b_g=self.W_g.bias[...]
         )
-        h = recurrence(inputs, weights, state.h, segments.start, mu)
+        h = recurrence(inputs, weights, state.h, start, mu)
         h_prev = jnp.concatenate([state.h[:, None], h[:, :-1]], axis=1)
-        return h, jnp.where(segments.start[..., None], 0.0, h_prev)
+        return h, jnp.where(start[..., None], 0.0, h_prev)

@@ -16,21 +16,24 @@ from mmrec_jax.model.block import (
     init_layer_state,
     param_dtype,
 )
-from mmrec_jax.model.memory import Segments
+from mmrec_jax.model.memory import Place, Segments
 
 NO_DOCUMENT = -1  # what a state that has read nothing has read
 
 
 class State(NamedTuple):
-    """All that the model remembers of a text, at the end of a chunk. Its size is constant."""
+    """All that the model remembers of a text. Its size is constant."""
 
     layers: tuple[LayerState, ...]
     document: Int[Array, "batch"]  # id of the last token's document
-    short_live: Bool[Array, "batch S"]  # which tokens of short-term memory are of that document
+    place: Int[Array, "batch"]  # of the next token in its chunk
+    live: Bool[Array, "batch near"]  # which of the near tokens (memory.py) are of that document
 
 
 class Output(NamedTuple):
-    logits: Float[Array, "batch T vocab"]  # of the next token; float32 or wider
+    """What reading gives. `step` has no axis T in its logits."""
+
+    logits: Float[Array, "batch *T vocab"]  # of the next token; float32 or wider
     state: State
     aux: AuxLosses
 
@@ -40,7 +43,8 @@ def init_state(config: ModelConfig, batch: int) -> State:
     return State(
         layers=tuple(init_layer_state(config, batch) for _ in range(config.num_layers)),
         document=jnp.full(batch, NO_DOCUMENT, jnp.int32),
-        short_live=jnp.zeros((batch, config.short_term), bool),
+        place=jnp.zeros(batch, jnp.int32),
+        live=jnp.zeros((batch, config.short_term + config.chunk_len), bool),
     )
 
 
@@ -68,60 +72,82 @@ class MMRec(nnx.Module):
         state: State | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Output:
-        """Reads T more tokens, a multiple of C.
+        """Reads T more tokens, a multiple of C, from the beginning of a chunk.
 
         Args:
             tokens: token ids.
             documents: for each token the id (not negative) of its document. Nothing is read across
                 two of them.
-            state: what was read before; None for nothing.
+            state: what was read before, whole chunks; None for nothing.
             key: for dropout and the auxiliary losses; None switches both off.
 
         Returns:
             Logits of the next token, the new state, and the auxiliary losses summed over layers
             (UBOO) or averaged over them (saliency).
         """
+        chunk_len = self.config.chunk_len
         state = init_state(self.config, tokens.shape[0]) if state is None else state
-        segments = _segments(documents, state)
+        segments = _segments(documents, state, chunk_len)
+        x, layers, aux = self._read(tokens, segments, state, key)
+        near = jnp.concatenate([segments.short, segments.tokens], axis=1)[:, tokens.shape[1] :]
+        live = jnp.pad(near == segments.tokens[:, -1:], ((0, 0), (0, chunk_len)))
+        return Output(self._logits(x), State(layers, documents[:, -1], state.place, live), aux)
+
+    def step(
+        self, tokens: Int[Array, "batch"], documents: Int[Array, "batch"], state: State
+    ) -> Output:
+        """Reads one more token, at any place in its chunk."""
+        start = documents != state.document
+        slot = self.config.short_term + state.place
+        here = jnp.arange(state.live.shape[1]) == slot[:, None]
+        live = jnp.where(start[:, None], False, state.live) | here
+        full = state.place + 1 == self.config.chunk_len
+        place = Place(start[:, None], slot, live, full)
+        x, layers, aux = self._read(tokens[:, None], place, state, None)
+        left = (
+            jnp.roll(live, -self.config.chunk_len, axis=1)
+            .at[:, self.config.short_term :]
+            .set(False)
+        )
+        state = State(
+            layers=layers,
+            document=documents,
+            place=jnp.where(full, 0, state.place + 1),
+            live=jnp.where(full[:, None], left, live),
+        )
+        return Output(self._logits(x)[:, 0], state, aux)
+
+    def _read(self, tokens, where, state, key):
+        """The residual stream after all blocks, their states and their auxiliary losses."""
         keys = (None,) * len(self.blocks)
         if key is not None:
             keys = jax.random.split(key, len(self.blocks))
-
         apply_block = Block.__call__
         if self.config.remat:
             apply_block = jax.checkpoint(apply_block)
         x = self.embedding(tokens)
         layers, aux = [], []
         for block, layer_state, block_key in zip(self.blocks, state.layers, keys, strict=True):
-            x, layer_state, losses = apply_block(block, x, segments, layer_state, block_key)
+            x, layer_state, losses = apply_block(block, x, where, layer_state, block_key)
             layers.append(layer_state)
             aux.append(losses)
-        logits = jnp.einsum(
+        saliency = sum(losses.saliency for losses in aux) / len(aux)
+        return x, tuple(layers), AuxLosses(saliency, sum(losses.uboo for losses in aux))
+
+    def _logits(self, x):
+        return jnp.einsum(
             "btd,vd->btv",
             self.norm(x),
             self.embedding.embedding[...].astype(x.dtype),
             preferred_element_type=param_dtype(self.config),
         )
-        near = jnp.concatenate([segments.short, segments.tokens], axis=1)
-        return Output(
-            logits=logits,
-            state=State(
-                layers=tuple(layers),
-                document=documents[:, -1],
-                short_live=near[:, tokens.shape[1] :] == near[:, -1:],
-            ),
-            aux=AuxLosses(
-                saliency=sum(losses.saliency for losses in aux) / len(aux),
-                uboo=sum(losses.uboo for losses in aux),
-            ),
-        )
 
 
-def _segments(documents: Int[Array, "batch T"], state: State) -> Segments:
+def _segments(documents: Int[Array, "batch T"], state: State, chunk_len: int) -> Segments:
     before = jnp.concatenate([state.document[:, None], documents[:, :-1]], axis=1)
     start = documents != before
     return Segments(
         start=start,
         tokens=jnp.cumsum(start, axis=1, dtype=jnp.int32),
-        short=jnp.where(state.short_live, 0, -1),
+        short=jnp.where(state.live[:, :-chunk_len], 0, -1),
     )

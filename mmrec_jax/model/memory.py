@@ -1,20 +1,17 @@
-"""Short-term and long-term memory of a layer, and the attention that reads both.
+"""Short-term and long-term memory of a layer, and the attention of a token that reads both.
 
 Time is cut into chunks of C tokens. A query of chunk c sees the S tokens before the chunk and those
 of the chunk up to itself (short-term, rotary positions), and the bank: per head the M most salient
 tokens among all older ones (long-term, no positions). When a chunk is complete, the C tokens that
 leave short-term memory are offered to the bank (consolidation).
 
-Over a whole sequence the bank is never built token by token: a scan over chunks selects *indices*
-by top-k over M + C saliencies, then keys and values are gathered. Cost and memory grow as
-T (S + C + M).
+This file has the state and the form for one token at a time; memory_sequence.py has the same for a
+whole sequence at once.
 
-Letters in shapes: B batch, T time, H heads, K head width, S, C, M as above, n = T / C chunks, and
-P = M + S + T, the pool of tokens a sequence can read: the bank and short-term memory that it
-starts with, then itself.
+Letters in shapes: B batch, T time, H heads, K head width, S, C, M as above.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,22 +26,37 @@ ROPE_BASE = 10_000.0
 
 
 class MemoryState(NamedTuple):
-    """A layer's short- and long-term memory between two chunks. Empty slots have saliency -inf."""
+    """A layer's short- and long-term memory. Empty slots have saliency -inf.
 
-    short_k: Float[Array, "batch heads S K"]
-    short_v: Float[Array, "batch heads S K"]
-    short_s: Float[Array, "batch heads S"]
+    "near" are the S tokens before the current chunk, then C slots for the chunk itself.
+    """
+
+    near_k: Float[Array, "batch heads near K"]
+    near_v: Float[Array, "batch heads near K"]
+    near_s: Float[Array, "batch heads near"]
     long_k: Float[Array, "batch heads M K"]
     long_v: Float[Array, "batch heads M K"]
     long_s: Float[Array, "batch heads M"]
 
 
 class Segments(NamedTuple):
-    """Which tokens belong together. Numbers count documents from the one the state ended in, 0."""
+    """Which tokens of a whole sequence belong together.
+
+    Numbers count documents from the one the state ended in, 0.
+    """
 
     start: Bool[Array, "batch T"]  # true where a document starts
     tokens: Int[Array, "batch T"]
     short: Int[Array, "batch S"]  # of the tokens in short-term memory; -1 for an earlier document
+
+
+class Place(NamedTuple):
+    """Where a single token stands."""
+
+    start: Bool[Array, "batch 1"]  # true where a document starts with it
+    slot: Int[Array, "batch"]  # where it goes among the near tokens: S + its place in the chunk
+    live: Bool[Array, "batch near"]  # which near tokens are of its document, itself included
+    full: Bool[Array, "batch"]  # whether it completes its chunk
 
 
 class Read(NamedTuple):
@@ -59,18 +71,18 @@ def init_memory(
     batch: int,
     heads: int,
     head_dim: int,
-    short_term: int,
+    near: int,
     long_term: int,
     dtype: DTypeLike,
     saliency_dtype: DTypeLike,
 ) -> MemoryState:
-    """An empty memory with keys and values of `dtype`."""
-    short = jnp.zeros((batch, heads, short_term, head_dim), dtype)
+    """An empty memory with keys and values of `dtype`; `near` is S + C."""
+    near = jnp.zeros((batch, heads, near, head_dim), dtype)
     long = jnp.zeros((batch, heads, long_term, head_dim), dtype)
     return MemoryState(
-        short_k=short,
-        short_v=short,
-        short_s=jnp.full(short.shape[:-1], -jnp.inf, saliency_dtype),
+        near_k=near,
+        near_v=near,
+        near_s=jnp.full(near.shape[:-1], -jnp.inf, saliency_dtype),
         long_k=long,
         long_v=long,
         long_s=jnp.full(long.shape[:-1], -jnp.inf, saliency_dtype),
@@ -100,159 +112,116 @@ def rotate(x: Float[Array, "*batch T K"], first: int) -> Float[Array, "*batch T 
         x: queries or keys.
         first: position of the first of them. Positions are constants, so their sines are too.
     """
-    half = x.shape[-1] // 2
-    positions = first + np.arange(x.shape[-2])
+    same, other = _rotations(first, x.shape[-2], x.shape[-1], x.dtype)
+    # A roll and two products: halves joined together were several times slower on a CPU.
+    return x * same + jnp.roll(x, x.shape[-1] // 2, axis=-1) * other
+
+
+def _rotations(first, count, head_dim, dtype):
+    """Factors of a channel and of its partner half a head away, for positions first, ..."""
+    half = head_dim // 2
+    positions = first + np.arange(count)
     angles = positions[:, None] * ROPE_BASE ** (-np.arange(half) / half)
     cos, sin = np.cos(angles), np.sin(angles)
-    # A roll and two products: halves joined together were several times slower on a CPU.
-    same = jnp.asarray(np.concatenate([cos, cos], axis=-1), x.dtype)
-    other = jnp.asarray(np.concatenate([-sin, sin], axis=-1), x.dtype)
-    return x * same + jnp.roll(x, half, axis=-1) * other
+    same = np.concatenate([cos, cos], axis=-1)
+    other = np.concatenate([-sin, sin], axis=-1)
+    return jnp.asarray(same, dtype), jnp.asarray(other, dtype)
 
 
-def select_salient(
-    s: Float[Array, "batch heads P"],
-    segment: Int[Array, "batch P"],
-    chunk_segment: Int[Array, "batch n"],
-    chunk_len: int,
-    slots: int,
-) -> tuple[Int[Array, "n_plus_1 batch heads M"], Float[Array, "n_plus_1 batch heads M"]]:
-    """Indices into the pool of the M most salient tokens that each chunk can read.
+def keep_most_salient(new_s, bank_s):
+    """Saliencies and indices of the M best of what is offered, newest first, and of the bank.
 
-    Tokens of a document that has ended are dropped: nothing can read them again, and a new
-    document must not depend on them. Of equal saliencies the newer token wins: candidates are
-    ordered newest first, and top-k prefers the earlier candidate.
-
-    Args:
-        s: saliencies of the pool.
-        segment: documents of the pool's tokens.
-        chunk_segment: the document of each chunk's last token.
-        chunk_len: C.
-        slots: M.
-
-    Returns:
-        For each chunk, and for what follows the last one: indices into the pool, and saliencies
-        (-inf where a slot is empty).
+    Of equal saliencies the newer token wins, because top-k prefers the earlier candidate.
     """
-    batch, heads, _ = s.shape
-    num_chunks = chunk_segment.shape[1]
-
-    def offered(x):  # the c-th chunk of the pool behind the bank leaves when chunk c is complete
-        x = x[..., slots : slots + num_chunks * chunk_len]
-        x = x.reshape(*x.shape[:-1], num_chunks, chunk_len)
-        return jnp.moveaxis(jnp.flip(x, -1), -2, 0)
-
-    def consolidate(bank, x):
-        index, saliency, bank_segment = bank
-        new_index, new_s, new_segment, current = x
-        new_s = jnp.where((new_segment == current[:, None])[:, None], new_s, -jnp.inf)
-        saliency = jnp.where((bank_segment == current)[:, None, None], saliency, -jnp.inf)
-        candidates = jnp.concatenate(
-            [jnp.broadcast_to(new_index, (batch, heads, chunk_len)), index], axis=-1
-        )
-        saliency, chosen = lax.top_k(jnp.concatenate([new_s, saliency], axis=-1), slots)
-        index = jnp.take_along_axis(candidates, chosen, axis=-1)
-        return (index, saliency, current), (index, saliency)
-
-    index = jnp.broadcast_to(jnp.arange(slots), (batch, heads, slots))
-    first = (index, s[..., :slots], jnp.zeros(batch, segment.dtype))
-    pool_index = jnp.arange(s.shape[-1])
-    xs = (offered(pool_index), offered(s), offered(segment), chunk_segment.T)
-    _, (later_index, later_s) = lax.scan(consolidate, first, xs)
-    return (
-        jnp.concatenate([first[0][None], later_index]),
-        jnp.concatenate([first[1][None], later_s]),
-    )
+    return lax.top_k(jnp.concatenate([new_s, bank_s], axis=-1), bank_s.shape[-1])
 
 
-def read_memories(
-    q: Float[Array, "batch heads T K"],
-    k: Float[Array, "batch heads T K"],
-    v: Float[Array, "batch heads T K"],
-    s: Float[Array, "batch heads T"],
-    segments: Segments,
+def followed_by_room(x, slots, value):
+    """The near tokens after a chunk: what stays, then empty slots for the next chunk."""
+    padding = [(0, 0), (0, 0), (0, slots)] + [(0, 0)] * (x.ndim - 3)
+    return jnp.pad(x, padding, constant_values=value)
+
+
+def read_memories_once(
+    q: Float[Array, "batch heads 1 K"],
+    k: Float[Array, "batch heads 1 K"],
+    v: Float[Array, "batch heads 1 K"],
+    s: Float[Array, "batch heads 1"],
+    place: Place,
     state: MemoryState,
     chunk_len: int,
 ) -> Read:
-    """Attention of every token over its short-term and long-term memory, for a whole sequence.
+    """The same as `read_memories` for one token, at any place in its chunk.
 
     Args:
-        q, k, v: queries, keys (shifted where they are to be) and values. T is a multiple of C.
-        s: saliencies, float32; no gradient flows through them here.
-        segments: which tokens belong to one document.
-        state: the memory before the first token.
+        q, k, v: query, key (shifted where it is to be) and value.
+        s: saliency.
+        place: where the token stands.
+        state: the memory before the token.
         chunk_len: C.
 
     Returns:
         The values read, the log-sum-exp of the logits over short-term memory, and the memory after
-        the last token.
+        the token.
     """
-    batch, heads, time, head_dim = q.shape
-    slots, short_term = state.long_k.shape[2], state.short_k.shape[2]
-    num_chunks = time // chunk_len
+    num_near, head_dim = state.near_k.shape[2], q.shape[-1]
+    here = (jnp.arange(num_near) == place.slot[:, None])[:, None]
+    near_k = jnp.where(here[..., None], k, state.near_k)
+    near_v = jnp.where(here[..., None], v, state.near_v)
+    near_s = jnp.where(here, s, state.near_s)
+    long_s = jnp.where(place.start[:, None], -jnp.inf, state.long_s)
+
+    same, other = _rotations(0, num_near, head_dim, q.dtype)
+    rolled = jnp.roll(q, head_dim // 2, axis=-1)
+    rotated = q * same[place.slot][:, None, None] + rolled * other[place.slot][:, None, None]
     scale = head_dim**-0.5
-    s = lax.stop_gradient(s)
+    near_logits = scale * similarities(rotated, rotate(near_k, 0))
+    near_logits = jnp.where(place.live[:, None, None], near_logits, -jnp.inf)
+    bank_logits = scale * similarities(q, state.long_k)
+    bank_logits = jnp.where((long_s > -jnp.inf)[:, :, None], bank_logits, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([bank_logits, near_logits], axis=-1), axis=-1)
+    values = jnp.concatenate([state.long_v, near_v], axis=2)
 
-    def chunks(x, axis):  # [.., m * C, ..] -> [.., m, C, ..]
-        return x.reshape(*x.shape[:axis], -1, chunk_len, *x.shape[axis + 1 :])
-
-    def windows(x, axis):  # the S tokens before each chunk and its own: [.., n, S + C, ..]
-        x = chunks(x, axis)
-        parts = [
-            lax.slice_in_dim(x, i, i + num_chunks, axis=axis)
-            for i in range(x.shape[axis] - num_chunks + 1)
-        ]
-        return jnp.concatenate(parts, axis=axis + 1)
-
-    # Short-term memory. Positions are relative to the start of the window.
-    near_k, near_v = jnp.concatenate([state.short_k, k], 2), jnp.concatenate([state.short_v, v], 2)
-    near_segment = jnp.concatenate([segments.short, segments.tokens], axis=1)
-    q_chunks = chunks(q, 2)
-    positions = jnp.arange(short_term + chunk_len)
-    logits = scale * similarities(rotate(q_chunks, short_term), rotate(windows(near_k, 2), 0))
-    same = chunks(segments.tokens, 1)[..., :, None] == windows(near_segment, 1)[..., None, :]
-    causal = positions[None, :] <= positions[short_term:, None]
-    logits = jnp.where((same & causal)[:, None], logits, -jnp.inf)
-    window_logsumexp = jax.nn.logsumexp(lax.stop_gradient(logits), axis=-1)
-    values = windows(near_v, 2)
-
-    # Long-term memory.
-    long_k, long_v, long_s = state.long_k, state.long_v, state.long_s
-    near_s = jnp.concatenate([state.short_s, s], axis=-1)
-    if slots:
-        chunk_segment = segments.tokens[:, chunk_len - 1 :: chunk_len]
-        pool_segment = jnp.pad(near_segment, ((0, 0), (slots, 0)))
-        index, bank_s = select_salient(
-            jnp.concatenate([long_s, near_s], -1), pool_segment, chunk_segment, chunk_len, slots
-        )
-        index = jnp.moveaxis(index, 0, 2).reshape(batch, heads, -1, 1)
-
-        def gather(before, now):
-            pool = jnp.concatenate([before, now], axis=2)
-            bank = jnp.take_along_axis(pool, index, axis=2)
-            return bank.reshape(batch, heads, num_chunks + 1, slots, head_dim)
-
-        bank_k, bank_v = gather(long_k, near_k), gather(long_v, near_v)
-        bank_segment = jnp.pad(chunk_segment[:, :-1], ((0, 0), (1, 0)))
-        readable = (chunks(segments.tokens, 1) == bank_segment[..., None])[:, None, :, :, None]
-        filled = jnp.moveaxis(bank_s[:-1] > -jnp.inf, 0, 2)[..., None, :]
-        bank_logits = scale * similarities(q_chunks, bank_k[:, :, :-1])
-        bank_logits = jnp.where(readable & filled, bank_logits, -jnp.inf)
-        logits = jnp.concatenate([bank_logits, logits], axis=-1)
-        values = jnp.concatenate([bank_v[:, :, :-1], values], axis=3)
-        long_k, long_v, long_s = bank_k[:, :, -1], bank_v[:, :, -1], bank_s[-1]
-
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    output = mixtures(weights, values)
+    after = MemoryState(near_k, near_v, near_s, state.long_k, state.long_v, long_s)
     return Read(
-        output=output.reshape(q.shape),
-        window_logsumexp=window_logsumexp.reshape(q.shape[:-1]),
-        state=MemoryState(
-            short_k=near_k[:, :, time:],
-            short_v=near_v[:, :, time:],
-            short_s=near_s[:, :, time:],
-            long_k=long_k,
-            long_v=long_v,
-            long_s=long_s,
+        output=mixtures(weights.astype(values.dtype), values),
+        window_logsumexp=jax.nn.logsumexp(near_logits, axis=-1),
+        state=lax.cond(
+            jnp.any(place.full),
+            lambda: _consolidate(after, place, chunk_len),
+            lambda: after,
         ),
     )
+
+
+def _consolidate(state: MemoryState, place: Place, chunk_len: int) -> MemoryState:
+    """Where a chunk is full, its first C near tokens are offered to the bank and leave."""
+
+    def offered(x):
+        return jnp.flip(x[:, :, :chunk_len], axis=2)
+
+    new_s = jnp.where(place.live[:, None], state.near_s, -jnp.inf)
+    long_s, chosen = keep_most_salient(offered(new_s), state.long_s)
+
+    def gather(new, bank):
+        candidates = jnp.concatenate([offered(new), bank], axis=2)
+        return jnp.take_along_axis(candidates, chosen[..., None], axis=2)
+
+    consolidated = MemoryState(
+        near_k=followed_by_room(state.near_k[:, :, chunk_len:], chunk_len, 0),
+        near_v=followed_by_room(state.near_v[:, :, chunk_len:], chunk_len, 0),
+        near_s=followed_by_room(state.near_s[:, :, chunk_len:], chunk_len, -jnp.inf),
+        long_k=gather(state.near_k, state.long_k),
+        long_v=gather(state.near_v, state.long_v),
+        long_s=long_s,
+    )
+    return choose(place.full, consolidated, state)
+
+
+def choose(condition: Bool[Array, "batch"], new: Any, old: Any) -> Any:
+    """A tree of arrays that start with the batch: `new` where the condition holds, else `old`."""
+
+    def one(new, old):
+        return jnp.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(one, new, old)
