@@ -47,7 +47,8 @@ def main(_):
             state, _ = step(state, batches[index])
         jax.block_until_ready(state)
         seconds = (time.perf_counter() - start) / _STEPS.value
-        loss = evaluate(make_eval_step(config.model), state.params, dataset.validation, config).loss
+        eval_step = make_eval_step(config.model)
+        loss = evaluate(eval_step, state.params, dataset.validation, config, False).loss
         print(
             f"{short_term:5} {chunk_len:5} {long_term:5} {loss:17.4f} {seconds * 1e3:11.1f}",
             flush=True,

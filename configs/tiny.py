@@ -63,6 +63,7 @@ def get_config():
     train.b1 = 0.9
     train.b2 = 0.95
     train.clip_norm = 1.0  # largest global norm of the gradient
+    train.carry_memory = False  # each lane of the batch reads on where the step before ended
     train.accumulate_steps = 1  # micro-batches a step
     train.eval_every = 0  # steps; 0: only after each epoch
     train.eval_batch_size = 8

@@ -132,6 +132,7 @@ class TrainConfig:
     b1: float
     b2: float
     clip_norm: float  # largest global norm of the gradient
+    carry_memory: bool = False  # sequences go on from those of the step before, without gradient
     accumulate_steps: int = 1  # micro-batches whose gradients are averaged into one step
     eval_every: int = 0  # steps between evaluations besides those after each epoch; 0 for none
     eval_batch_size: int = 8

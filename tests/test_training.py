@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from tensorboardX.proto.event_pb2 import Event
 
 from helpers import forward
@@ -24,7 +26,7 @@ from mmrec_jax.training.checkpoints import Checkpoints, is_better
 from mmrec_jax.training.loop import train
 from mmrec_jax.training.metrics import read_metrics
 from mmrec_jax.training.optimizer import learning_rate_schedule
-from mmrec_jax.training.step import TrainState, init_train_state, make_train_step
+from mmrec_jax.training.step import TrainState, init_train_state, make_train_step, model_graph
 from mmrec_jax.workdir import open_run
 from small_runs import config
 
@@ -63,7 +65,7 @@ def finished(tmp_path_factory) -> Finished:
         data__validation_fraction=0.1,
         data__test_fraction=0.1,
         train__learning_rate=1e-2,
-        train__final_learning_rate=0.5,
+        train__final_learning_rate=3.0,
         train__eval_every=10,
         train__patience=0,
         train__checkpoint_every=CHECKPOINT_EVERY,
@@ -214,14 +216,31 @@ def test_evaluation_agrees_with_the_log_and_with_numpy(finished):
     assert values["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-5)
 
 
-def test_a_text_file_is_evaluated_as_the_split_with_the_same_text(finished, tmp_path):
-    split = evaluate_run(finished.workdir, "final", "test", None)
-    (tmp_path / "test.txt").write_text("".join(finished.texts)[2700:], encoding="utf-8")
-    values = evaluate_run(finished.workdir, "final", "test", tmp_path / "test.txt")
-    assert values["text"] == str(tmp_path / "test.txt")
-    assert values["step"] == split["step"] == 74
-    for name in ("loss", "accuracy", "bits_per_byte", "tokens"):
-        assert values[name] == split[name]
+def test_a_text_file_is_read_as_one_text_of_any_length(finished, tmp_path):
+    text = "".join(finished.texts)[:1000] + "\r\n€"
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    values = evaluate_run(finished.workdir, "final", "test", tmp_path / "a.txt")
+    assert values["text"] == str(tmp_path / "a.txt")
+
+    run = open_run(finished.workdir)
+    tokens = run.tokenizer.encode(text)
+    padded = jnp.zeros((1, 1024), jnp.int32).at[0, : len(tokens)].set(tokens)
+    model = nnx.merge(model_graph(run.config.model), restore_params(run, 74))
+    logits = np.asarray(model(padded, jnp.zeros_like(padded)).logits[0], np.float64)
+    logits = logits[: len(tokens) - 1]
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), tokens[1:]]
+    assert values["tokens"] == len(losses) == 1002
+    assert values["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert values["accuracy"] == (logits.argmax(axis=1) == tokens[1:]).mean()
+    num_bytes = len(text[1:].encode())
+    assert values["bits_per_byte"] == pytest.approx(
+        losses.sum() / math.log(2) / num_bytes, rel=1e-5
+    )
+    buckets = values["by_position"]
+    assert [bucket["first"] for bucket in buckets] == [0, 256, 512]
+    assert [bucket["tokens"] for bucket in buckets] == [256, 256, 490]
+    for bucket, part in zip(buckets, np.split(losses, [256, 512]), strict=True):
+        assert bucket["loss"] == pytest.approx(part.mean(), rel=1e-5)
 
 
 def test_a_text_of_one_character_has_nothing_to_predict(finished, tmp_path):
@@ -359,6 +378,7 @@ def test_micro_batches_add_up_to_the_whole_batch():
         targets=rng.integers(1, 20, shape).astype(np.int32),
         # The two micro-batches have very different numbers of tokens.
         weights=(rng.random(shape) < np.array([0.1, 0.2, 0.9, 1.0])[:, None]).astype(np.float32),
+        fresh=np.full(4, True),
     )
     results = []
     for accumulate_steps in (1, 2):

@@ -6,6 +6,7 @@ would flatter the model.
 
 import glob
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,22 @@ def read_text(path: Path) -> str:
     if not text:
         raise UserError(f"{path} is empty; leave it out of data.path")
     return text
+
+
+def stream_text(path: Path, block: int = 2**20) -> Iterator[str]:
+    """The text of a UTF-8 file in pieces of at most `block` characters: for texts of any length.
+
+    Raises:
+        UserError: the file is missing, unreadable or not UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            while text := file.read(block):
+                yield text
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; convert the file to UTF-8") from error
 
 
 def split_documents(

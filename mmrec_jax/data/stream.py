@@ -2,23 +2,28 @@
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mmrec_jax.config import Config
-from mmrec_jax.data.corpora import load_corpus
+from mmrec_jax.config import Config, TrainConfig
+from mmrec_jax.data.corpora import load_corpus, stream_text
 from mmrec_jax.data.tokenizers import CharTokenizer
 from mmrec_jax.errors import UserError
 
 
 class Batch(NamedTuple):
-    """Sequences to read and what follows each of their tokens. Every array is [batch, time]."""
+    """Sequences to read and what follows each of their tokens.
+
+    Every array is [batch, time] but `fresh`, [batch].
+    """
 
     tokens: np.ndarray  # int32
     documents: np.ndarray  # int32, the id of each token's document
     targets: np.ndarray  # int32, the next tokens
     weights: np.ndarray  # float32: 0 for padding and where the next token starts a document
+    fresh: np.ndarray  # bool: false where the sequence goes on from that of the batch before
 
 
 class Split(NamedTuple):
@@ -98,17 +103,81 @@ class ShuffledWindows:
         epoch, index = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self._seed, epoch)).permutation(self._num_windows)
         chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
-        return _windows(self._split, chosen, self._seq_len)
+        return _windows(self._split, chosen, self._seq_len, fresh=True)
+
+
+class ContiguousLanes:
+    """Training batches for carried memory: each lane reads its own stretch of the corpus in order.
+
+    Lanes begin anew with each epoch. Up to `batch_size - 1` windows at the end are left out.
+    """
+
+    def __init__(self, split: Split, batch_size: int, seq_len: int):
+        self._split, self._seq_len = split, seq_len
+        self.steps_per_epoch = num_windows(split, seq_len) // batch_size
+        self._first = np.arange(batch_size) * self.steps_per_epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of training step `step`, counted from 0 over all epochs."""
+        index = step % self.steps_per_epoch
+        return _windows(self._split, self._first + index, self._seq_len, fresh=index == 0)
+
+
+def training_batches(split: Split, config: TrainConfig) -> ShuffledWindows | ContiguousLanes:
+    """Contiguous lanes where memory is carried from step to step, else shuffled windows."""
+    if config.carry_memory:
+        return ContiguousLanes(split, config.batch_size, config.seq_len)
+    return ShuffledWindows(split, config.batch_size, config.seq_len, config.seed)
 
 
 def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]:
-    """Evaluation batches of one shape that together predict every token of a split exactly once."""
+    """Evaluation batches of one shape that together predict every token of a split exactly once.
+
+    Each lane of the batch reads its own stretch in order.
+    """
     count = -(-(len(split.tokens) - 1) // seq_len)
-    for first in range(0, count, batch_size):
-        yield _windows(split, np.arange(first, first + batch_size), seq_len)
+    steps = -(-count // batch_size)
+    first = np.arange(batch_size) * steps
+    for index in range(steps):
+        yield _windows(split, first + index, seq_len, fresh=index == 0)
 
 
-def _windows(split: Split, chosen: np.ndarray, seq_len: int) -> Batch:
+class TextWindows:
+    """A file of any length as evaluation batches of one sequence, in constant memory.
+
+    After the last batch, `num_bytes` are the UTF-8 bytes of all characters but the first.
+    """
+
+    def __init__(self, path: Path, tokenizer: CharTokenizer, seq_len: int):
+        self._path, self._tokenizer, self._seq_len = path, tokenizer, seq_len
+        self.num_bytes = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches.
+
+        Raises:
+            UserError: the file cannot be read, or has less than two characters.
+        """
+        tokens, fresh = np.zeros(0, np.int32), True
+        for text in stream_text(self._path):
+            self.num_bytes += len(text.encode("utf-8", "surrogatepass"))
+            if fresh and not len(tokens):
+                self.num_bytes -= len(text[0].encode("utf-8", "surrogatepass"))
+            tokens = np.concatenate([tokens, self._tokenizer.encode(text)])
+            while len(tokens) > self._seq_len:
+                yield self._batch(tokens, fresh)
+                tokens, fresh = tokens[self._seq_len :], False
+        if len(tokens) > 1:
+            yield self._batch(tokens, fresh)
+        elif fresh:
+            raise UserError(f"{self._path} has no character to predict; it needs at least two")
+
+    def _batch(self, tokens: np.ndarray, fresh: bool) -> Batch:
+        split = Split(tokens, np.zeros_like(tokens), 0)
+        return _windows(split, np.zeros(1, int), self._seq_len, fresh)
+
+
+def _windows(split: Split, chosen: np.ndarray, seq_len: int, fresh: bool) -> Batch:
     """Windows by number; what lies past the end is padding that repeats the last token."""
     last = len(split.tokens) - 1
     position = chosen[:, None] * seq_len + np.arange(seq_len)
@@ -119,4 +188,5 @@ def _windows(split: Split, chosen: np.ndarray, seq_len: int) -> Batch:
         documents=split.documents[here],
         targets=split.tokens[after],
         weights=known.astype(np.float32),
+        fresh=np.full(len(chosen), fresh),
     )

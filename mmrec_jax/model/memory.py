@@ -81,10 +81,10 @@ def init_memory(
     long = jnp.zeros((batch, heads, long_term, head_dim), dtype)
     return MemoryState(
         near_k=near,
-        near_v=near,
+        near_v=jnp.zeros_like(near),  # a buffer of its own: a training step donates both
         near_s=jnp.full(near.shape[:-1], -jnp.inf, saliency_dtype),
         long_k=long,
-        long_v=long,
+        long_v=jnp.zeros_like(long),
         long_s=jnp.full(long.shape[:-1], -jnp.inf, saliency_dtype),
     )
 

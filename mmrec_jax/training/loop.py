@@ -11,7 +11,7 @@ import jax
 
 from mmrec_jax import workdir as workdirs
 from mmrec_jax.config import Config
-from mmrec_jax.data.stream import Dataset, ShuffledWindows, load_dataset
+from mmrec_jax.data.stream import Dataset, load_dataset, training_batches
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import EvalResult, evaluate
 from mmrec_jax.report import draw_losses
@@ -93,7 +93,7 @@ class Trainer:
     def __init__(self, config: Config, path: Path, dataset: Dataset):
         self.config, self.path, self.dataset = config, path, dataset
         train = config.train
-        self.batches = ShuffledWindows(dataset.train, train.batch_size, train.seq_len, train.seed)
+        self.batches = training_batches(dataset.train, train)
         self.total_steps = train.num_epochs * self.batches.steps_per_epoch
         self.schedule = learning_rate_schedule(train, self.total_steps)
         self.optimizer = make_optimizer(train, self.schedule)
@@ -179,7 +179,11 @@ class Trainer:
             best_loss = None
             if evaluation_due:
                 result = evaluate(
-                    self.eval_step, state.params, self.dataset.validation, self.config
+                    self.eval_step,
+                    state.params,
+                    self.dataset.validation,
+                    self.config,
+                    self.config.train.carry_memory,
                 )
                 best_loss = result.loss if self._judge(step, result) else None
                 if epoch_ends:

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.stream import Batch
-from mmrec_jax.model.lm import MMRec
+from mmrec_jax.model.block import param_dtype
+from mmrec_jax.model.lm import MMRec, State, init_state
+from mmrec_jax.model.memory import choose
 
 Params = Any  # nested dicts of arrays, named as the model's attributes
 
@@ -22,6 +24,7 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]  # steps done
     params: Params
     opt_state: optax.OptState
+    memory: State | None = None  # what the lanes have read, where memory is carried
 
 
 class StepMetrics(NamedTuple):
@@ -33,10 +36,11 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, ""]  # before clipping
 
 
-class EvalSums(NamedTuple):
-    loss: Float[Array, ""]  # nats
-    correct: Float[Array, ""]  # tokens whose most likely prediction was right
-    tokens: Float[Array, ""]
+class EvalTokens(NamedTuple):
+    """What an evaluation step tells of each token."""
+
+    loss: Float[Array, "batch T"]  # nats; 0 where nothing is predicted
+    correct: Float[Array, "batch T"]  # 1 where the most likely prediction was right
 
 
 def model_graph(config: ModelConfig) -> nnx.GraphDef:
@@ -59,66 +63,90 @@ def init_train_state(
 ) -> TrainState:
     """The state before the first step."""
     params = init_params(config.model, key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    memory = None
+    if config.train.carry_memory:
+        memory = init_state(config.model, config.train.batch_size)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), memory)
 
 
 def make_train_step(
     config: Config, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """The jitted step. It donates the state; dropout depends on the seed and the step alone."""
+    """The jitted step. It donates the state; dropout depends on the seed and the step alone.
+
+    With `train.carry_memory` a sequence that is not fresh starts from what its lane had read in the
+    step before. That is an input, so no gradient goes back into it.
+    """
     graph = model_graph(config.model)
     micro_batches = config.train.accumulate_steps
     seed = config.train.seed
 
-    def loss_fn(params, batch: Batch, total_weight, key):
-        output = nnx.merge(graph, params)(batch.tokens, batch.documents, key=key)
+    def loss_fn(params, batch: Batch, memory, total_weight, key):
+        output = nnx.merge(graph, params)(batch.tokens, batch.documents, memory, key)
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
         loss = jnp.sum(losses * batch.weights) / total_weight
         aux = jax.tree.map(lambda x: x / micro_batches, output.aux)
         objective = (
             loss + config.model.saliency_weight * aux.saliency + config.model.uboo_weight * aux.uboo
         )
-        return objective, (loss, aux.saliency, aux.uboo)
+        return objective, ((loss, aux.saliency, aux.uboo), None if memory is None else output.state)
 
-    def gradients(params, batch: Batch, key):
+    def gradients(params, batch: Batch, memory, key):
+        """Gradients, losses and the new memory."""
         total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
         gradient = jax.grad(loss_fn, has_aux=True)
         if micro_batches == 1:
-            return gradient(params, batch, total_weight, key)
+            grads, (losses, memory) = gradient(params, batch, memory, total_weight, key)
+            return grads, losses, memory
 
         def accumulate(sums, x):
-            micro_batch, index = x
-            new = gradient(params, micro_batch, total_weight, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, sums, new), None
+            micro_batch, micro_memory, index = x
+            new_key = jax.random.fold_in(key, index)
+            grads, (losses, new_memory) = gradient(
+                params, micro_batch, micro_memory, total_weight, new_key
+            )
+            return jax.tree.map(jnp.add, sums, (grads, losses)), new_memory
 
-        split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
-        shapes = jax.eval_shape(gradient, params, batch, total_weight, key)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(accumulate, zeros, (split, jnp.arange(micro_batches)))[0]
+        split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (batch, memory))
+        losses = (jnp.zeros((), param_dtype(config.model)),) * 3
+        zeros = jax.tree.map(jnp.zeros_like, params), losses
+        (grads, losses), memory = jax.lax.scan(
+            accumulate, zeros, (*split, jnp.arange(micro_batches))
+        )
+        memory = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), memory)
+        return grads, losses, memory
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, losses = gradients(state.params, batch, key)
+        memory = _begin(config.model, state.memory, batch)
+        grads, losses, memory = gradients(state.params, batch, memory, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(*losses, grad_norm=optax.tree.norm(grads))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, memory), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval_step(config: ModelConfig) -> Callable[[Params, Batch], EvalSums]:
-    """The jitted evaluation of one batch, without dropout."""
+def make_eval_step(
+    config: ModelConfig,
+) -> Callable[[Params, Batch, State | None], tuple[EvalTokens, State | None]]:
+    """The jitted evaluation of one batch, without dropout; it carries memory if it is given one."""
     graph = model_graph(config)
 
-    def step(params: Params, batch: Batch) -> EvalSums:
-        logits = nnx.merge(graph, params)(batch.tokens, batch.documents).logits
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-        correct = jnp.argmax(logits, axis=-1) == batch.targets
-        return EvalSums(
-            loss=jnp.sum(losses * batch.weights),
-            correct=jnp.sum(correct * batch.weights),
-            tokens=jnp.sum(batch.weights),
-        )
+    def step(params: Params, batch: Batch, memory: State | None):
+        memory = _begin(config, memory, batch)
+        output = nnx.merge(graph, params)(batch.tokens, batch.documents, memory)
+        losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
+        correct = jnp.argmax(output.logits, axis=-1) == batch.targets
+        tokens = EvalTokens(losses * batch.weights, correct * batch.weights)
+        return tokens, None if memory is None else output.state
 
     return jax.jit(step)
+
+
+def _begin(config: ModelConfig, memory: State | None, batch: Batch) -> State | None:
+    """The memory that a batch starts from: nothing read, where a sequence is fresh."""
+    if memory is None:
+        return None
+    return choose(batch.fresh, init_state(config, len(batch.tokens)), memory)
