@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmrec_jax.config import Config
+from mmrec_jax.data.corpora import stream_text
 from mmrec_jax.data.stream import Batch, Split, TextWindows, every_window
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.report import draw_losses_by_position
@@ -146,7 +147,7 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     def source() -> Split | TextWindows:
         if text is None:
             return run.split(split_name)
-        return TextWindows(text, run.tokenizer, seq_len)
+        return TextWindows(stream_text(text), run.tokenizer, seq_len, str(text))
 
     params = restore_params(run, step)
     eval_step = make_eval_step(run.config.model)

@@ -1,14 +1,13 @@
 """Batches of tokens. A batch is a function of the step number, so resuming needs nothing else."""
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from mmrec_jax.config import Config, TrainConfig
-from mmrec_jax.data.corpora import load_corpus, stream_text
+from mmrec_jax.data.corpora import load_corpus
 from mmrec_jax.data.tokenizers import CharTokenizer
 from mmrec_jax.errors import UserError
 
@@ -143,23 +142,25 @@ def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]
 
 
 class TextWindows:
-    """A file of any length as evaluation batches of one sequence, in constant memory.
+    """A text of any length as evaluation batches of one sequence, in constant memory.
 
     After the last batch, `num_bytes` are the UTF-8 bytes of all characters but the first.
     """
 
-    def __init__(self, path: Path, tokenizer: CharTokenizer, seq_len: int):
-        self._path, self._tokenizer, self._seq_len = path, tokenizer, seq_len
+    def __init__(self, pieces: Iterable[str], tokenizer: CharTokenizer, seq_len: int, name: str):
+        """`pieces`: the text; `name`: what a message calls it."""
+        self._pieces, self._tokenizer, self._seq_len = pieces, tokenizer, seq_len
+        self._name = name
         self.num_bytes = 0
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches.
 
         Raises:
-            UserError: the file cannot be read, or has less than two characters.
+            UserError: there are less than two characters.
         """
         tokens, fresh = np.zeros(0, np.int32), True
-        for text in stream_text(self._path):
+        for text in filter(None, self._pieces):
             self.num_bytes += len(text.encode("utf-8", "surrogatepass"))
             if fresh and not len(tokens):
                 self.num_bytes -= len(text[0].encode("utf-8", "surrogatepass"))
@@ -170,7 +171,7 @@ class TextWindows:
         if len(tokens) > 1:
             yield self._batch(tokens, fresh)
         elif fresh:
-            raise UserError(f"{self._path} has no character to predict; it needs at least two")
+            raise UserError(f"{self._name} has no character to predict; it needs at least two")
 
     def _batch(self, tokens: np.ndarray, fresh: bool) -> Batch:
         split = Split(tokens, np.zeros_like(tokens), 0)
