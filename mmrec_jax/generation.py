@@ -138,7 +138,7 @@ class Generator:
             following = self._advance(
                 self.params,
                 session,
-                sampling.temperature,
+                float(sampling.temperature),
                 sampling.seed,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,

@@ -73,9 +73,9 @@ class LanguageModel:
         stops = [StopStrings(stop) for _ in prompts]
         texts = ["" for _ in prompts]
         for tokens, _ in generator.write(session, max_tokens, Sampling(**sampling)):
-            for row, token in enumerate(tokens):
-                if not stops[row].found:
-                    texts[row] += stops[row].feed(self.tokenizer.decode([token]))
+            for row, stop_strings in enumerate(stops):
+                if not stop_strings.found:
+                    texts[row] += stop_strings.feed(self.tokenizer.decode(tokens[row : row + 1]))
             if all(one.found for one in stops):
                 break
         texts = [text + one.rest() for text, one in zip(texts, stops, strict=True)]

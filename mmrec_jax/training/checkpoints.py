@@ -96,7 +96,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
-                    training=ocp.args.StandardSave(state._replace(params=None)),
+                    training=ocp.args.StandardSave(_nonempty(state._replace(params=None))),
                     progress=ocp.args.JsonSave(progress),
                 ),
                 metrics=metrics,
@@ -184,8 +184,12 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _restore_state(self, step: int, like: TrainState) -> TrainState:
-        items = self._restore(step, params=like.params, training=like._replace(params=None))
-        return items.training._replace(params=items.params)
+        rest = like._replace(params=None)
+        items = self._restore(step, params=like.params, training=_nonempty(rest))
+        leaves, structure = jax.tree.flatten(rest)
+        restored = iter(jax.tree.leaves(items.training))
+        training = structure.unflatten(next(restored) if x.size else x for x in leaves)
+        return training._replace(params=items.params)
 
     def restore_newest(
         self, like: TrainState, warn: Callable[[str], None]
@@ -217,6 +221,11 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+
+def _nonempty(tree: Any) -> Any:
+    """A tree without its arrays of size zero (a memory without slots), which Orbax cannot save."""
+    return jax.tree.map(lambda x: x if x.size else None, tree)
 
 
 def _reason(error: BaseException) -> str:

@@ -107,13 +107,16 @@ def make_train_step(
             )
             return jax.tree.map(jnp.add, sums, (grads, losses)), new_memory
 
-        split = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (batch, memory))
+        def divide(x):  # no -1 in the shapes: a memory without slots has no elements
+            return x.reshape(micro_batches, len(x) // micro_batches, *x.shape[1:])
+
+        split = jax.tree.map(divide, (batch, memory))
         losses = (jnp.zeros((), param_dtype(config.model)),) * 3
         zeros = jax.tree.map(jnp.zeros_like, params), losses
         (grads, losses), memory = jax.lax.scan(
             accumulate, zeros, (*split, jnp.arange(micro_batches))
         )
-        memory = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), memory)
+        memory = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), memory)
         return grads, losses, memory
 
     def step(state: TrainState, batch: Batch):
