@@ -7,9 +7,15 @@ import subprocess
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from mmrec_jax.data.stream import load_dataset
+from mmrec_jax.evaluation import evaluate
+from mmrec_jax.training.loop import Trainer
+from mmrec_jax.training.step import init_train_state
+from mmrec_jax.workdir import open_run
 from small_runs import (
     command,
     environment,
@@ -35,9 +41,9 @@ def undisturbed(tmp_path_factory, cache) -> Path:
     return workdir
 
 
-def start(workdir: Path, cache: Path) -> subprocess.Popen:
+def start(workdir: Path, cache: Path, **overrides) -> subprocess.Popen:
     return subprocess.Popen(
-        command("train.py", *train_flags(workdir, **LOG)),
+        command("train.py", *train_flags(workdir, **LOG, **overrides)),
         env=environment(cache),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -52,8 +58,8 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
     pytest.fail(f"ended before step {step}: {process.stderr.read()}")
 
 
-def kill_at_step(workdir: Path, cache: Path, step: int) -> None:
-    process = start(workdir, cache)
+def kill_at_step(workdir: Path, cache: Path, step: int, **overrides) -> None:
+    process = start(workdir, cache, **overrides)
     wait_for_step(process, step)
     process.kill()
     process.wait()
@@ -104,6 +110,46 @@ def test_kills_at_any_time_change_no_bit(undisturbed, cache, tmp_path):
     for one, other in zip(final_params(undisturbed), final_params(workdir), strict=True):
         np.testing.assert_array_equal(one, other)
     assert losses(workdir) == losses(undisturbed)
+
+
+def last_state(opened, trainer):
+    """All of the last checkpoint: parameters, the optimizer's state and memory."""
+    like = init_train_state(opened.config, trainer.optimizer, jax.random.key(1))
+    state, progress = opened.checkpoints.restore_newest(like, pytest.fail)
+    assert progress["finished"]
+    assert int(state.step) == trainer.total_steps
+    return state
+
+
+@pytest.mark.usefixtures("quick_compiling")
+def test_a_kill_changes_no_bit_of_a_run_that_carries_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles sooner
+    changes = {"train__carry_memory": True, "data__sample_chars": 4000}  # 62 steps an epoch
+    undisturbed, killed, cache = (tmp_path / name for name in ("undisturbed", "killed", "cache"))
+    assert run("train.py", *train_flags(undisturbed, **LOG, **changes), cache=cache).returncode == 0
+    kill_at_step(killed, cache, 50, **changes)  # 20 is saved, 40 may be
+    result = run("train.py", *train_flags(killed, **LOG, **changes), cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert resumed_from(result) in (20, 40)
+    assert losses(killed) == losses(undisturbed)
+    opened = open_run(undisturbed)
+    trainer = Trainer(opened.config, undisturbed, load_dataset(opened.config))
+    expected = last_state(opened, trainer)
+    assert all(np.any(layer.h) for layer in expected.memory.layers)
+    actual = last_state(open_run(killed), trainer)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+    # Validation reads on from window to window as well.
+    carried, fresh = (
+        evaluate(
+            trainer.eval_step, expected.params, opened.split("validation"), opened.config, carry
+        ).loss
+        for carry in (True, False)
+    )
+    kind, _, logged = losses(undisturbed)[-1]
+    assert kind == "evaluation"
+    assert logged == pytest.approx(carried, rel=1e-5)
+    assert abs(carried - fresh) > 1e-4
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
