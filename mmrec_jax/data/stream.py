@@ -159,7 +159,7 @@ class TextWindows:
         Raises:
             UserError: there are less than two characters.
         """
-        tokens, fresh = np.zeros(0, np.int32), True
+        tokens, fresh, self.num_bytes = np.zeros(0, np.int32), True, 0
         for text in filter(None, self._pieces):
             self.num_bytes += len(text.encode("utf-8", "surrogatepass"))
             if fresh and not len(tokens):
