@@ -53,10 +53,10 @@ def test_values_that_do_not_fit_together(cache, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", ["eval.py", "generate.py"])
-def test_a_missing_workdir(cache, tmp_path, script):
+@pytest.mark.parametrize("command", [["eval.py"], ["generate.py", "--prompt=The"]])
+def test_a_missing_workdir(cache, tmp_path, command):
     missing = tmp_path / "run"
-    line = one_error_line(run(script, f"--workdir={missing}", cache=cache))
+    line = one_error_line(run(*command, f"--workdir={missing}", cache=cache))
     assert f"there is no workdir {missing}" in line
     assert list(tmp_path.iterdir()) == []
 
