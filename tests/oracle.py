@@ -91,8 +91,12 @@ def number_documents(documents):
 
 
 def select(saliency, candidates, slots):
-    """The `slots` most salient positions; of equal ones the newer."""
-    return sorted(candidates, key=lambda j: (-saliency[j], -j))[:slots]
+    """The `slots` most salient positions; of equal ones, which differ by at most 1e-4, the newer."""
+
+    def rank(j):
+        return max(saliency[i] for i in candidates if saliency[i] <= saliency[j] + 1e-4)
+
+    return sorted(candidates, key=lambda j: (-rank(j), -j))[:slots]
 
 
 def run_layer(params, config, x, document):

@@ -20,9 +20,6 @@ from helpers import documents_with_starts
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.streaming import extend
 
-# Saliencies of layer 0 are functions of the token alone. Where it comes again they are equal but
-# for rounding, and the forms round differently: it would decide what the bank keeps. So here no
-# token comes twice in a document, and ties are exact (TIED).
 CONFIG = helpers.small_config(vocab_size=2_700)
 TIME = 40  # of a text: whole chunks, so that the form for whole sequences reads it too
 # By batch size the lengths of parts: less than a chunk of 4, more, and whole chunks. Each compiles.
@@ -45,8 +42,10 @@ def parameters(tied=False):
 PARAMS, TIED = parameters(), parameters(tied=True)
 
 
-def distinct_tokens(batch, time, seed=0):
-    ids = np.tile(np.arange(CONFIG.vocab_size, dtype=np.int32), (batch, 1))
+def distinct_tokens(batch, time, seed=0, vocab=CONFIG.vocab_size):
+    """As far as there are so many. Where a token comes again, its saliency in layer 0 does too, but
+    for rounding, which differs between the forms."""
+    ids = np.tile(np.resize(np.arange(vocab, dtype=np.int32), max(vocab, time)), (batch, 1))
     return np.random.default_rng(seed).permuted(ids, axis=1)[:, :time]
 
 
@@ -143,7 +142,8 @@ def texts(draw, batch):
     """Tokens, and documents that start anywhere; ids may come back."""
     starts = st.sets(st.integers(0, TIME - 1), max_size=4)
     documents = documents_with_starts(TIME, *(draw(starts) for _ in range(batch)))
-    return distinct_tokens(batch, TIME, draw(st.integers(0, 2**16))), documents % 3
+    vocab = draw(st.sampled_from((5, 20, CONFIG.vocab_size)))
+    return distinct_tokens(batch, TIME, draw(st.integers(0, 2**16)), vocab), documents % 3
 
 
 @PROPERTY

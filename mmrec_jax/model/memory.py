@@ -23,6 +23,10 @@ from jaxtyping import Array, Bool, Float, Int
 from mmrec_jax.model.linear import mixtures, similarities
 
 ROPE_BASE = 10_000.0
+# Saliencies that differ by no more count as equal. Equal tokens have equal saliency in the first
+# layer, but the forms of the model round it differently: compared to the last bit, they would keep
+# different ones.
+TIE = 1e-4
 
 
 class MemoryState(NamedTuple):
@@ -131,9 +135,14 @@ def _rotations(first, count, head_dim, dtype):
 def keep_most_salient(new_s, bank_s):
     """Saliencies and indices of the M best of what is offered, newest first, and of the bank.
 
-    Of equal saliencies the newer token wins, because top-k prefers the earlier candidate.
+    Each candidate is ranked by the largest saliency that is at most TIE above its own. Of equal
+    ranks the newer token wins, because top-k prefers the earlier candidate.
     """
-    return lax.top_k(jnp.concatenate([new_s, bank_s], axis=-1), bank_s.shape[-1])
+    s = jnp.concatenate([new_s, bank_s], axis=-1)
+    equal = s[..., None, :] <= s[..., None] + TIE
+    rank = jnp.max(jnp.where(equal, s[..., None, :], -jnp.inf), axis=-1)
+    _, chosen = lax.top_k(rank, bank_s.shape[-1])
+    return jnp.take_along_axis(s, chosen, axis=-1), chosen
 
 
 def followed_by_room(x, slots, value):
