@@ -5,18 +5,33 @@ from pathlib import Path
 from absl import flags
 
 from mmrec_jax import cli
+from mmrec_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", None, "Folder of the run. May be given several times with --suite."
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, final or a step.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Which split to evaluate.")
 _TEXT = flags.DEFINE_string("text", None, "A UTF-8 file to evaluate instead of a split.")
+_SUITE = flags.DEFINE_enum(
+    "suite", None, ["recall"], "Tests of memory to run instead: recall, for configs/recall.py."
+)
 
 
 def main():
+    workdirs = [Path(workdir) for workdir in _WORKDIR.value]
+    if _SUITE.value:
+        from mmrec_jax.recall_suite import run_recall_suite
+
+        run_recall_suite(workdirs, _CHECKPOINT.value)
+        return
+    if len(workdirs) > 1:
+        raise UserError("--workdir may be given several times only with --suite")
+
     from mmrec_jax.evaluation import evaluate_run
 
     text = Path(_TEXT.value) if _TEXT.value else None
-    evaluate_run(Path(_WORKDIR.value), _CHECKPOINT.value, _SPLIT.value, text)
+    evaluate_run(workdirs[0], _CHECKPOINT.value, _SPLIT.value, text)
 
 
 if __name__ == "__main__":

@@ -42,13 +42,15 @@ def get_config():
     model.remat = False  # recompute blocks in the backward pass: less memory, more time
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "sample"  # generated sentences; "text" for UTF-8 files
+    data.source = "sample"  # generated sentences; "text": UTF-8 files; "recall": configs/recall.py
     data.path = ""  # for "text": a file or a glob
-    data.tokenizer = "char"
+    data.tokenizer = "char"  # "word" for "recall"
     data.validation_fraction = 0.05  # for "text"
     data.test_fraction = 0.05  # for "text"
     data.sample_seed = 0  # for "sample"
     data.sample_chars = 64_600  # for "sample": training split, 126 steps of 2 x 256 tokens
+    data.recall_pairs = 8  # for "recall"
+    data.recall_steps = 100  # for "recall": steps an epoch
 
     config.train = train = ml_collections.ConfigDict()
     train.seed = 0  # of the initial parameters, the order of the windows and dropout

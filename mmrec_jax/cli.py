@@ -48,11 +48,15 @@ def _checked(main, required):
 def _parse(argv: Sequence[str]) -> list[str]:
     for argument in argv:
         if argument.startswith("--config="):
-            _require_config_file(Path(argument.removeprefix("--config=")))
+            # What follows a colon is for the config file itself.
+            _require_config_file(Path(argument.removeprefix("--config=").split(":")[0]))
     try:
         left = flags.FLAGS(argv)
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+        message = str(error)
+        if "Traceback" in message:  # what a config file raised: its last line says it
+            message = message.strip().splitlines()[-1].split(": ", maxsplit=1)[-1]
+        raise UserError(" ".join(message.split())) from error
     except (AttributeError, KeyError) as error:  # ml_collections: an override of no known key
         key = str(error).split("\\n")[0].strip("\"'\\")
         nearest = re.search(r'Did you mean "(\w+)"', str(error))

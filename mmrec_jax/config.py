@@ -92,19 +92,27 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it is split."""
 
-    source: str  # "sample" (generated sentences) or "text" (UTF-8 files)
+    source: str  # "sample" (generated sentences), "text" (UTF-8 files) or "recall" (data/recall.py)
     path: str = ""  # for "text": a file, or a glob such as "books/*.txt"
     tokenizer: str = "char"
     validation_fraction: float = (
         0.05  # for "text": of the characters, contiguous, before the test split
     )
     test_fraction: float = 0.05  # for "text": the end of the corpus
-    sample_seed: int = 0  # for "sample"
+    sample_seed: int = 0  # for "sample" and "recall"
     sample_chars: int = 64_600  # for "sample": least number of characters of the training split
+    recall_pairs: int = 8  # for "recall": keys with a value that a text asks for
+    recall_steps: int = 100  # for "recall": steps an epoch
 
     def __post_init__(self):
-        _require_choice("data.source", self.source, ("sample", "text"))
-        _require_choice("data.tokenizer", self.tokenizer, ("char",))
+        _require_choice("data.source", self.source, ("sample", "text", "recall"))
+        _require_choice("data.tokenizer", self.tokenizer, ("char", "word"))
+        tokenizer = "word" if self.source == "recall" else "char"
+        _require(
+            self.tokenizer == tokenizer,
+            f"data.tokenizer is {self.tokenizer!r}; data.source {self.source!r} needs "
+            f"{tokenizer!r}",
+        )
         _require(
             self.source != "text" or self.path != "",
             "data.source is 'text' but data.path is empty; give a file or a glob, such as "
@@ -113,7 +121,7 @@ class DataConfig:
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
             _require(0 < value < 0.5, f"data.{name} is {value}; it must be between 0 and 0.5")
-        _require_at_least("data", self, 1, "sample_chars")
+        _require_at_least("data", self, 1, "sample_chars", "recall_pairs", "recall_steps")
 
 
 @dataclasses.dataclass(frozen=True)

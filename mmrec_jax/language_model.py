@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from mmrec_jax.data.stream import TextWindows
+from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import EvalResult, evaluate, restore_params
 from mmrec_jax.generation import Generator, Sampling, StopStrings
+from mmrec_jax.inspection import Inside, look_inside
 from mmrec_jax.sessions import fingerprint, load_session, save_session
 from mmrec_jax.training.step import make_eval_step
 from mmrec_jax.workdir import open_run
@@ -111,6 +113,16 @@ class LanguageModel:
     def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits of the next token after each of some token ids, float32 [tokens, vocab]."""
         return self.generator.logits(np.asarray(ids, np.int32))
+
+    def look_inside(self, text: str) -> Inside:
+        """Saliencies, what long-term memory keeps, and half-lives while it reads a text.
+
+        Raises:
+            UserError: the text is empty.
+        """
+        if not text:
+            raise UserError("the text is empty; give at least one character")
+        return look_inside(self.config.model, self.params, self.tokenizer.encode(text))
 
     def fingerprint(self) -> str:
         """Of the parameters, the model's shape and the tokenizer."""

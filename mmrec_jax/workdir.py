@@ -12,7 +12,7 @@ import numpy as np
 
 from mmrec_jax.config import Config, differences, from_mapping
 from mmrec_jax.data.stream import Dataset, Split
-from mmrec_jax.data.tokenizers import CharTokenizer
+from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
 from mmrec_jax.errors import UserError
 from mmrec_jax.training.checkpoints import Checkpoints
 
@@ -24,13 +24,13 @@ class Run(NamedTuple):
 
     path: Path
     config: Config
-    tokenizer: CharTokenizer
+    tokenizer: Tokenizer
     checkpoints: Checkpoints
 
     def split(self, name: str) -> Split:
         """The saved 'validation' or 'test' split."""
         with np.load(self.path / f"{name}.npz") as arrays:
-            return Split(arrays["tokens"], arrays["documents"], int(arrays["num_bytes"]))
+            return Split(**{**arrays, "num_bytes": int(arrays["num_bytes"])})
 
 
 def open_run(path: Path) -> Run:
@@ -49,7 +49,7 @@ def open_run(path: Path) -> Run:
     return Run(
         path=path,
         config=_read_config(path),
-        tokenizer=CharTokenizer.from_json((path / "tokenizer.json").read_text()),
+        tokenizer=tokenizer_from_json((path / "tokenizer.json").read_text()),
         checkpoints=Checkpoints(checkpoints, read_only=True),
     )
 
@@ -99,7 +99,9 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
     except OSError as error:
         raise UserError(f"cannot make the workdir {path}: {error.strerror}") from error
     for name in ("validation", "test"):
-        np.savez_compressed(path / f"{name}.npz", **getattr(dataset, name)._asdict())
+        values = getattr(dataset, name)._asdict()
+        given = {key: value for key, value in values.items() if value is not None}
+        np.savez_compressed(path / f"{name}.npz", **given)
     (path / "tokenizer.json").write_text(tokenizer)
     (path / "data.json").write_text(json.dumps(data, indent=2) + "\n")
     # Last, and at once: a folder with a config.json is a whole workdir.

@@ -17,6 +17,7 @@ class Trace:
 
     x: np.ndarray  # [T, D] residual stream after the layer
     h: np.ndarray  # [T, D]
+    decay: np.ndarray  # [T, D] factor on h_{t-1}
     s: np.ndarray  # [T, H] saliencies
     used: np.ndarray  # [T, H] largest probability after short-term memory, had nothing been evicted
     seen: np.ndarray  # [T] whether any later query could have used the token
@@ -91,7 +92,7 @@ def number_documents(documents):
 
 
 def select(saliency, candidates, slots):
-    """The `slots` most salient positions; of equal ones, which differ by at most 1e-4, the newer."""
+    """The `slots` most salient positions; of equal ones (by at most 1e-4 apart) the newer."""
 
     def rank(j):
         return max(saliency[i] for i in candidates if saliency[i] <= saliency[j] + 1e-4)
@@ -114,6 +115,7 @@ def run_layer(params, config, x, document):
     trace = Trace(
         x=np.zeros((time, dim)),
         h=np.zeros((time, dim)),
+        decay=np.zeros((time, dim)),
         s=np.zeros((time, heads)),
         used=np.zeros((time, heads)),
         seen=np.zeros(time, bool),
@@ -136,7 +138,8 @@ def run_layer(params, config, x, document):
         g = sigmoid(linear(h, params["W_g"]))
         m = sigmoid(linear(np.concatenate([z, h]), params["W_m"]))
         h_prev = h
-        h = (g + mu * m) * z + (gamma + mu * (1 - m + gamma)) * h
+        trace.decay[t] = gamma + mu * (1 - m + gamma)
+        h = (g + mu * m) * z + trace.decay[t] * h
         trace.h[t] = h
         if config.use_uboo:
             error = mlp(h, params["mlp_err"]) - mlp(h_prev, params["mlp_target"])
@@ -159,11 +162,15 @@ def run_layer(params, config, x, document):
             query_head = query[channels]
             near = [rotate(query_head, t - j) @ keys[j, head] / np.sqrt(width) for j in window]
             bank = [j for j in trace.banks[head] if document[j] == document[t]]
-            far = [query_head @ keys[j, head] / np.sqrt(width) for j in bank]
+            far_query = rotate(query_head, short_term + chunk_len)
+            far = [
+                far_query @ keys[j, head] / np.sqrt(width) + np.log(sigmoid(trace.s[j, head]))
+                for j in bank
+            ]
             weights = softmax(np.array(near + far))
             read.append(weights @ values[window + bank, head])
 
-            everything = [query_head @ keys[j, head] / np.sqrt(width) for j in older]
+            everything = [far_query @ keys[j, head] / np.sqrt(width) for j in older]
             probability = softmax(np.array(near + everything))[len(near) :]
             trace.used[older, head] = np.maximum(trace.used[older, head], probability)
         last_k = k

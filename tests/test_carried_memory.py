@@ -83,7 +83,7 @@ def test_every_lane_reads_its_own_stretch_in_order_once_an_epoch(lengths, seq_le
 
 @pytest.mark.parametrize("carry", [True, False])
 def test_carried_memory_alone_reads_in_lanes(carry):
-    batches = stream.training_batches(numbered(1000), small(train__carry_memory=carry).train)
+    batches = stream.training_batches(numbered(1000), small(train__carry_memory=carry))
     assert [batches[step].fresh.all() for step in range(3)] == [True, not carry, not carry]
     assert isinstance(batches, stream.ContiguousLanes) is carry
 
@@ -126,7 +126,7 @@ def compiled_step(accumulate_steps):
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 def test_training_reads_on_where_the_step_before_ended(accumulate_steps):
-    batches = stream.training_batches(TRAINING, small().train)
+    batches = stream.training_batches(TRAINING, small())
     here, after = (
         [x[part].reshape(LANES, -1) for x in TRAINING[:2]] for part in (np.s_[:-1], np.s_[1:])
     )
@@ -156,7 +156,7 @@ def test_training_reads_on_where_the_step_before_ended(accumulate_steps):
 @functools.cache
 def gradient_of_second_window(held):
     """By hand, with the memory of the first one held constant or not."""
-    first, second = (stream.training_batches(TRAINING, small().train)[i] for i in range(2))
+    first, second = (stream.training_batches(TRAINING, small())[i] for i in range(2))
 
     def loss(params):
         model = nnx.merge(graph_of(small().model), params)
@@ -174,7 +174,7 @@ def test_no_gradient_goes_back_into_carried_memory(accumulate_steps):
     held, flowing = map(gradient_of_second_window, (True, False))
     norm = float(optax.tree.norm(held))
     assert optax.tree.norm(optax.tree.sub(held, flowing)) > 0.01 * norm
-    batches = stream.training_batches(TRAINING, small().train)
+    batches = stream.training_batches(TRAINING, small())
     step, state = compiled_step(accumulate_steps)
     state, _ = step(state, batches[0])
     state, metrics = step(state._replace(opt_state=jnp.float32(0.1)), batches[1])

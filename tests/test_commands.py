@@ -78,6 +78,18 @@ def test_the_workdir_of_another_config(cache, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_variant_that_a_config_file_does_not_have(cache, tmp_path):
+    flags = [f"--config={ROOT / 'configs/recall.py:half'}", f"--workdir={tmp_path / 'run'}"]
+    line = one_error_line(run("train.py", *flags, cache=cache))
+    assert line.startswith("error: there is no variant 'half'; choose one of full, no_long_term")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_workdirs_are_for_suites(cache):
+    line = one_error_line(run("eval.py", "--workdir=a", "--workdir=b", cache=cache))
+    assert line == "error: --workdir may be given several times only with --suite"
+
+
 # --- the same without a process of its own ---
 
 

@@ -219,7 +219,8 @@ def brute_force_use(q, k, window_logsumexp, segment, chunk_len, short_term, quer
         older = [j for j in range(time) if j < window_start and segment[j] == segment[i]]
         seen[older] = True
         for head in range(heads):
-            weights = np.exp(k[head, older] @ q[head, i] / np.sqrt(width))
+            query = oracle.rotate(q[head, i], short_term + chunk_len)
+            weights = np.exp(k[head, older] @ query / np.sqrt(width))
             total = np.exp(window_logsumexp[head, i]) + np.sum(weights)
             used[head, older] = np.maximum(used[head, older], weights / total)
     return used, seen

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrec_jax.config import Config, TrainConfig
+from mmrec_jax.config import Config
+from mmrec_jax.data import recall
 from mmrec_jax.data.corpora import load_corpus
-from mmrec_jax.data.tokenizers import CharTokenizer
+from mmrec_jax.data.tokenizers import CharTokenizer, Tokenizer
 from mmrec_jax.errors import UserError
 
 
@@ -21,7 +22,7 @@ class Batch(NamedTuple):
     tokens: np.ndarray  # int32
     documents: np.ndarray  # int32, the id of each token's document
     targets: np.ndarray  # int32, the next tokens
-    weights: np.ndarray  # float32: 0 for padding and where the next token starts a document
+    weights: np.ndarray  # float32: 1 where the next token is to be predicted, else 0
     fresh: np.ndarray  # bool: false where the sequence goes on from that of the batch before
 
 
@@ -31,11 +32,12 @@ class Split(NamedTuple):
     tokens: np.ndarray  # int32 [tokens]
     documents: np.ndarray  # int32 [tokens]
     num_bytes: int  # UTF-8 bytes of the text that is predicted: all but each document's first token
+    answers: np.ndarray | None = None  # bool [tokens]: the only ones to predict; None: all
 
 
 class Dataset(NamedTuple):
-    tokenizer: CharTokenizer
-    train: Split
+    tokenizer: Tokenizer
+    train: Split  # empty where training texts are made on the fly
     validation: Split
     test: Split
 
@@ -45,7 +47,7 @@ class Dataset(NamedTuple):
         for split in (self.train, self.validation, self.test):
             for array in (split.tokens, split.documents):
                 digest.update(len(array).to_bytes(8, "little") + array.tobytes())
-        return digest.hexdigest()
+        return digest.hexdigest()  # answers follow from the tokens
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -54,6 +56,8 @@ def load_dataset(config: Config) -> Dataset:
     Raises:
         UserError: no text, or less than one training batch or one prediction of it.
     """
+    if config.data.source == "recall":
+        return _recall_dataset(config)
     corpus = load_corpus(config.data)
     tokenizer = CharTokenizer.train(corpus.train, config.model.vocab_size)
     splits = [encode_documents(documents, tokenizer) for documents in corpus]
@@ -73,7 +77,34 @@ def load_dataset(config: Config) -> Dataset:
     return dataset
 
 
-def encode_documents(documents: list[str], tokenizer: CharTokenizer) -> Split:
+def _recall_dataset(config: Config) -> Dataset:
+    recall.check_lengths(config.data.recall_pairs, config.train.seq_len)
+    if config.model.vocab_size < recall.TOKENIZER.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {config.model.vocab_size}; recall's texts need "
+            f"{recall.TOKENIZER.vocab_size}"
+        )
+    train = encode_documents([], recall.TOKENIZER)
+    held_out = [
+        _recall_texts(config, np.random.default_rng((config.data.sample_seed, split)), count=256)
+        for split in (1, 2)
+    ]
+    return Dataset(recall.TOKENIZER, train, *held_out)
+
+
+def _recall_texts(config: Config, rng: np.random.Generator, count: int) -> Split:
+    """Texts of the training length, each a document of its own."""
+    seq_len = config.train.seq_len
+    tokens, answers = recall.make_training_texts(rng, config.data.recall_pairs, count, seq_len)
+    return Split(
+        tokens=tokens.ravel(),
+        documents=np.repeat(np.arange(count, dtype=np.int32), seq_len),
+        num_bytes=len(recall.TOKENIZER.decode(tokens[answers])),
+        answers=answers.ravel(),
+    )
+
+
+def encode_documents(documents: list[str], tokenizer: Tokenizer) -> Split:
     """One split of some documents."""
     encoded = [tokenizer.encode(document) for document in documents]
     lengths = [len(tokens) for tokens in encoded]
@@ -122,11 +153,31 @@ class ContiguousLanes:
         return _windows(self._split, self._first + index, self._seq_len, fresh=index == 0)
 
 
-def training_batches(split: Split, config: TrainConfig) -> ShuffledWindows | ContiguousLanes:
+class RecallTexts:
+    """Training batches of recall's texts: new ones in every step."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        self.steps_per_epoch = config.data.recall_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of training step `step`, counted from 0 over all epochs."""
+        train = self._config.train
+        rng = np.random.default_rng((self._config.data.sample_seed, 0, train.seed, step))
+        split = _recall_texts(self._config, rng, train.batch_size)
+        return _windows(split, np.arange(train.batch_size), train.seq_len, fresh=True)
+
+
+def training_batches(
+    split: Split, config: Config
+) -> ShuffledWindows | ContiguousLanes | RecallTexts:
     """Contiguous lanes where memory is carried from step to step, else shuffled windows."""
-    if config.carry_memory:
-        return ContiguousLanes(split, config.batch_size, config.seq_len)
-    return ShuffledWindows(split, config.batch_size, config.seq_len, config.seed)
+    train = config.train
+    if config.data.source == "recall":
+        return RecallTexts(config)
+    if train.carry_memory:
+        return ContiguousLanes(split, train.batch_size, train.seq_len)
+    return ShuffledWindows(split, train.batch_size, train.seq_len, train.seed)
 
 
 def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]:
@@ -147,7 +198,7 @@ class TextWindows:
     After the last batch, `num_bytes` are the UTF-8 bytes of all characters but the first.
     """
 
-    def __init__(self, pieces: Iterable[str], tokenizer: CharTokenizer, seq_len: int, name: str):
+    def __init__(self, pieces: Iterable[str], tokenizer: Tokenizer, seq_len: int, name: str):
         """`pieces`: the text; `name`: what a message calls it."""
         self._pieces, self._tokenizer, self._seq_len = pieces, tokenizer, seq_len
         self._name = name
@@ -184,6 +235,8 @@ def _windows(split: Split, chosen: np.ndarray, seq_len: int, fresh: bool) -> Bat
     position = chosen[:, None] * seq_len + np.arange(seq_len)
     here, after = np.minimum(position, last), np.minimum(position + 1, last)
     known = (position < last) & (split.documents[here] == split.documents[after])
+    if split.answers is not None:
+        known &= split.answers[after]
     return Batch(
         tokens=split.tokens[here],
         documents=split.documents[here],

@@ -51,6 +51,40 @@ class CharTokenizer:
     def to_json(self) -> str:
         return json.dumps({"kind": "char", "characters": "".join(self.characters)}) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> "CharTokenizer":
-        return cls(json.loads(text)["characters"])
+
+class WordTokenizer:
+    """One token a word of a closed vocabulary; words are parted by white space. Id 0 is unknown."""
+
+    def __init__(self, words: Sequence[str]):
+        """`words`: the vocabulary, without the unknown word."""
+        self.words = tuple(words)
+        self._ids = {word: index for index, word in enumerate(self.words, start=1)}
+
+    @property
+    def vocab_size(self) -> int:
+        return 1 + len(self.words)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32 [words]."""
+        return np.array([self._ids.get(word, UNKNOWN) for word in text.split()], np.int32)
+
+    def decode(self, tokens: Iterable[int] | np.ndarray) -> str:
+        """The words of token ids, each with a space after it; unknown ones become U+FFFD."""
+        return "".join(
+            f"{self.words[token - 1] if 0 < token < self.vocab_size else UNKNOWN_CHARACTER} "
+            for token in map(int, tokens)
+        )
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "word", "words": self.words}) + "\n"
+
+
+Tokenizer = CharTokenizer | WordTokenizer
+
+
+def tokenizer_from_json(text: str) -> Tokenizer:
+    """The tokenizer of which `to_json` gave this."""
+    values = json.loads(text)
+    if values["kind"] == "word":
+        return WordTokenizer(values["words"])
+    return CharTokenizer(values["characters"])

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, memory_sequence, saliency
@@ -24,6 +24,11 @@ from mmrec_jax.model.linear import Linear, matmul
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
+
+
+# Saliency starts here: nothing is expected to be of use before it is shown to be. A bank carried
+# from the first steps on would otherwise hold on to tokens of a model that knew nothing.
+INITIAL_SALIENCY = -4.0
 
 
 class LayerState(NamedTuple):
@@ -93,6 +98,16 @@ def _spread_decays(key, shape, dtype):
     return jnp.log(decay / (1 - decay))
 
 
+def _initial_saliency(config: ModelConfig):
+    """Biases of W_fused: zero, but for p's."""
+
+    def init(key, shape, dtype):
+        p = slice(4 * config.dim, 5 * config.dim)
+        return jnp.zeros(shape, dtype).at[p].set(INITIAL_SALIENCY / config.head_dim**0.5)
+
+    return init
+
+
 class Block(nnx.Module):
     """A layer: see the top of this file. Attributes carry the names of the equations."""
 
@@ -112,7 +127,7 @@ class Block(nnx.Module):
 
         near_zero = nnx.initializers.normal(0.02)
         self.norm1 = RMSNorm(config)
-        self.W_fused = linear(dim, 6 * dim)
+        self.W_fused = linear(dim, 6 * dim, bias_init=_initial_saliency(config))
         self.mlp_gamma = MLP(linear, dim, dim // 4, kernel_init=near_zero, bias_init=_spread_decays)
         self.mlp_context = MLP(
             linear,
@@ -158,11 +173,11 @@ class Block(nnx.Module):
         config = self.config
         keys = jax.random.split(key, 4) if key is not None else (None,) * 4
 
-        q, k, v, z, p, e = jnp.split(self.W_fused(self.norm1(x)), 6, axis=-1)
-        h, h_prev = self._recur(z, k, where.start, state)
+        q, k, v, z, p, e = self.project(x)
+        h, h_prev = self.recur(self.core_inputs(z, k), where.start, state)
         query = self.W_q(h.astype(x.dtype)) + q / 2
         query, keys_, values = (self._heads(array) for array in (query, k, v))
-        s = config.head_dim**0.5 * self._heads(p.astype(h.dtype)).mean(axis=-1)
+        s = self.saliency(p)
 
         last_k = keys_[:, :, -1]
         if config.shifted_keys:
@@ -195,23 +210,39 @@ class Block(nnx.Module):
             aux = aux._replace(uboo=jnp.mean(jnp.square(error.astype(h.dtype))))
         return x, LayerState(h[:, -1], last_k, read.state), aux
 
+    def project(self, x: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
+        """q, k, v, z, p and e."""
+        return jnp.split(self.W_fused(self.norm1(x)), 6, axis=-1)
+
+    def saliency(self, p: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T"]:
+        """s, float32 or wider."""
+        p = self._heads(p.astype(param_dtype(self.config)))
+        return self.config.head_dim**0.5 * p.mean(axis=-1)
+
     def _heads(self, x: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T K"]:
         return jnp.moveaxis(x.reshape(*x.shape[:2], self.config.num_heads, -1), 1, 2)
 
-    def _recur(self, z, k, start, state):
-        """h_t and h_{t-1} for every step."""
-        mu, dim = self.config.mu, self.config.dim
-        wide = state.h.dtype
+    def core_inputs(
+        self, z: Float[Array, "batch T dim"], k: Float[Array, "batch T dim"]
+    ) -> CoreInputs:
+        """What drives the recurrence; float32 or wider."""
+        mu, dim, wide = self.config.mu, self.config.dim, param_dtype(self.config)
         logit = self.mlp_gamma(z)
         if self.config.use_dpg:
             logit += self.W_up(nnx.relu(self.W_down(z)))
         gamma = nnx.sigmoid(logit.astype(wide)) * nnx.sigmoid(self.mlp_context(k).astype(wide))
         W_m, b_m = self.W_m.kernel[...], self.W_m.bias[...]
         z = z.astype(wide)
-        inputs = CoreInputs(z=z, gamma=(1 - mu) / (1 + mu) * gamma, zm=matmul(z, W_m[:dim]) + b_m)
+        return CoreInputs(z=z, gamma=(1 - mu) / (1 + mu) * gamma, zm=matmul(z, W_m[:dim]) + b_m)
+
+    def recur(
+        self, inputs: CoreInputs, start: Bool[Array, "batch T"], state: LayerState
+    ) -> tuple[Float[Array, "batch T dim"], Float[Array, "batch T dim"]]:
+        """h_t and h_{t-1} of every step."""
+        W_mh = self.W_m.kernel[...][self.config.dim :]
         weights = CoreWeights(
-            W=jnp.concatenate([self.W_g.kernel[...], W_m[dim:]], axis=1), b_g=self.W_g.bias[...]
+            W=jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1), b_g=self.W_g.bias[...]
         )
-        h = recurrence(inputs, weights, state.h, start, mu)
+        h = recurrence(inputs, weights, state.h, start, self.config.mu)
         h_prev = jnp.concatenate([state.h[:, None], h[:, :-1]], axis=1)
         return h, jnp.where(start[..., None], 0.0, h_prev)

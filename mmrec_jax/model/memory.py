@@ -2,8 +2,9 @@
 
 Time is cut into chunks of C tokens. A query of chunk c sees the S tokens before the chunk and those
 of the chunk up to itself (short-term, rotary positions), and the bank: per head the M most salient
-tokens among all older ones (long-term, no positions). When a chunk is complete, the C tokens that
-leave short-term memory are offered to the bank (consolidation).
+tokens among all older ones (long-term). Of whatever age, they are read as if S + C tokens away,
+with log sigma(s), their predicted use, added to their logits. When a chunk is complete, the C
+tokens that leave short-term memory are offered to the bank (consolidation).
 
 This file has the state and the form for one token at a time; memory_sequence.py has the same for a
 whole sequence at once.
@@ -121,6 +122,21 @@ def rotate(x: Float[Array, "*batch T K"], first: int) -> Float[Array, "*batch T 
     return x * same + jnp.roll(x, x.shape[-1] // 2, axis=-1) * other
 
 
+def rotate_by(x: Float[Array, "*batch K"], distance: int) -> Float[Array, "*batch K"]:
+    """Queries that read keys without positions as if `distance` tokens away."""
+    same, other = _rotations(distance, 1, x.shape[-1], x.dtype)
+    return x * same[0] + jnp.roll(x, x.shape[-1] // 2, axis=-1) * other[0]
+
+
+def bank_bias(s: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
+    """What is added to the logits of the bank: log sigma(s); -inf where a slot is empty.
+
+    So a token that is not expected to be of use does not distract. No gradient: saliency learns
+    from its own loss (saliency.py).
+    """
+    return lax.stop_gradient(jax.nn.log_sigmoid(s))
+
+
 def _rotations(first, count, head_dim, dtype):
     """Factors of a channel and of its partner half a head away, for positions first, ..."""
     half = head_dim // 2
@@ -186,8 +202,8 @@ def read_memories_once(
     scale = head_dim**-0.5
     near_logits = scale * similarities(rotated, rotate(near_k, 0))
     near_logits = jnp.where(place.live[:, None, None], near_logits, -jnp.inf)
-    bank_logits = scale * similarities(q, state.long_k)
-    bank_logits = jnp.where((long_s > -jnp.inf)[:, :, None], bank_logits, -jnp.inf)
+    bank_logits = scale * similarities(rotate_by(q, num_near), state.long_k)
+    bank_logits += bank_bias(long_s)[:, :, None]
     weights = jax.nn.softmax(jnp.concatenate([bank_logits, near_logits], axis=-1), axis=-1)
     values = jnp.concatenate([state.long_v, near_v], axis=2)
 

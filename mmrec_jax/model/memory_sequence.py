@@ -17,9 +17,11 @@ from mmrec_jax.model.memory import (
     MemoryState,
     Read,
     Segments,
+    bank_bias,
     followed_by_room,
     keep_most_salient,
     rotate,
+    rotate_by,
 )
 
 
@@ -148,9 +150,10 @@ def read_memories(
         bank_k, bank_v = gather(long_k, near_k), gather(long_v, near_v)
         bank_segment = jnp.pad(chunk_segment[:, :-1], ((0, 0), (1, 0)))
         readable = (chunks(segments.tokens, 1) == bank_segment[..., None])[:, None, :, :, None]
-        filled = jnp.moveaxis(bank_s[:-1] > -jnp.inf, 0, 2)[..., None, :]
-        bank_logits = scale * similarities(q_chunks, bank_k[:, :, :-1])
-        bank_logits = jnp.where(readable & filled, bank_logits, -jnp.inf)
+        far_q = rotate_by(q_chunks, short_term + chunk_len)
+        bank_logits = scale * similarities(far_q, bank_k[:, :, :-1])
+        bank_logits += bank_bias(jnp.moveaxis(bank_s[:-1], 0, 2))[..., None, :]
+        bank_logits = jnp.where(readable, bank_logits, -jnp.inf)
         logits = jnp.concatenate([bank_logits, logits], axis=-1)
         values = jnp.concatenate([bank_v[:, :, :-1], values], axis=3)
         long_k, long_v, long_s = bank_k[:, :, -1], bank_v[:, :, -1], bank_s[-1]

@@ -11,6 +11,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from mmrec_jax.model.memory import rotate_by
+
 # Queries looked at together: bounds memory to B H GROUP T floats, whatever T is.
 GROUP = 64
 
@@ -39,7 +41,7 @@ def use_without_eviction(
     """u of every token, and whether any query looked at could have used it. Without gradient.
 
     Args:
-        q, k: queries and keys without rotary positions.
+        q, k: queries and keys without rotary positions; read as if S + C tokens away (memory.py).
         window_logsumexp: log-sum-exp of each query's logits over its short-term memory.
         segment: the document of each token.
         chunk_len: C.
@@ -51,6 +53,7 @@ def use_without_eviction(
         u in [0, 1], and a mask: false for tokens that no query looked at could have used.
     """
     q, k, window_logsumexp = lax.stop_gradient((q, k, window_logsumexp))
+    q = rotate_by(q, short_term + chunk_len)
     batch, heads, time, head_dim = q.shape
     stride = -(-time // max_queries)
     offset = stride - 1 if key is None else jax.random.randint(key, (), 0, stride)

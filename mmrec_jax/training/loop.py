@@ -93,7 +93,8 @@ class Trainer:
     def __init__(self, config: Config, path: Path, dataset: Dataset):
         self.config, self.path, self.dataset = config, path, dataset
         train = config.train
-        self.batches = training_batches(dataset.train, train)
+        self.batches = training_batches(dataset.train, config)
+        self.step_tokens = train.batch_size * train.seq_len
         self.total_steps = train.num_epochs * self.batches.steps_per_epoch
         self.schedule = learning_rate_schedule(train, self.total_steps)
         self.optimizer = make_optimizer(train, self.schedule)
@@ -149,7 +150,7 @@ class Trainer:
             f"(jax {jax.__version__})"
         )
         print(
-            f"{len(self.dataset.train.tokens):,} training tokens, "
+            f"{self.step_tokens * self.batches.steps_per_epoch:,} training tokens an epoch, "
             f"{self.dataset.tokenizer.vocab_size} of {self.config.model.vocab_size:,} token ids "
             f"used; {self.total_steps:,} steps of {train.batch_size} x {train.seq_len} tokens in "
             f"{train.num_epochs} epochs"
@@ -213,7 +214,7 @@ class Trainer:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self._diverged(step, values)
         rate = float(self.schedule(step))
-        tokens = self.config.train.batch_size * self.config.train.seq_len
+        tokens = self.step_tokens
         self.progress.stats.add(values["loss"])
         self.progress.stats.seconds += seconds
         self.metrics.write(
@@ -260,7 +261,7 @@ class Trainer:
 
     def _end_epoch(self, step: int, result: EvalResult) -> None:
         stats = self.progress.stats
-        tokens = stats.count * self.config.train.batch_size * self.config.train.seq_len
+        tokens = stats.count * self.step_tokens
         row = {
             "epoch": stats.epoch,
             "steps": stats.count,

@@ -1,0 +1,67 @@
+"""What the memories are worth: facts that must be recalled after noise (data/recall.py).
+
+    python train.py --config=configs/recall.py
+    python eval.py --workdir=runs/recall --suite=recall
+
+The state is of constant size; texts of at most 128 tokens are seen in training. Variants show what
+each part does: `--config=configs/recall.py:no_long_term` and so on, see VARIANTS.
+"""
+
+import ml_collections
+
+VARIANTS = {
+    "full": {},
+    "no_long_term": {"model.long_term": 0},
+    "no_attention": {"model.long_term": 0, "model.short_term": 0, "model.chunk_len": 1},
+    "no_shifted_keys": {"model.shifted_keys": False},
+    "all_in_sight": {"model.short_term": 128},  # in training nothing leaves short-term memory
+    "more_pairs": {"data.recall_pairs": 32, "model.long_term": 96, "train.seq_len": 256},
+}
+
+
+def get_config(variant="full"):
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    config = ml_collections.ConfigDict()
+    config.name = "recall" if variant == "full" else f"recall_{variant}"
+
+    config.model = model = ml_collections.ConfigDict()
+    model.vocab_size = 192  # V
+    model.dim = 64  # D
+    model.num_layers = 2  # L
+    model.num_heads = 2  # H
+    model.chunk_len = 32  # C
+    model.short_term = 32  # S
+    model.long_term = 24  # M
+    model.shifted_keys = True
+    model.saliency_weight = 0.3
+    model.saliency_queries = 256
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "recall"
+    data.tokenizer = "word"
+    data.sample_seed = 0
+    data.recall_pairs = 8  # asked for, all of them, at the end of a text
+    data.recall_steps = 250  # an epoch
+
+    config.train = train = ml_collections.ConfigDict()
+    train.seed = 0
+    train.batch_size = 32
+    train.seq_len = 128
+    train.num_epochs = 4
+    train.learning_rate = 3e-3
+    train.initial_learning_rate = 0.0
+    train.final_learning_rate = 0.0
+    train.warmup_steps = 100
+    train.weight_decay = 0.01
+    train.b1 = 0.9
+    train.b2 = 0.95
+    train.clip_norm = 1.0
+    train.eval_batch_size = 32
+    train.checkpoint_every = 250
+    train.keep_checkpoints = 1
+
+    for key, value in VARIANTS[variant].items():
+        section, name = key.split(".")
+        config[section][name] = value
+    return config

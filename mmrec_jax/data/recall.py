@@ -1,0 +1,139 @@
+"""Texts made on the fly that show what a model remembers: facts, then noise, then questions.
+
+together    k1 v1 k2 v2 ... in noise, noise, then every key again, in another order, and its value
+scattered   the same, with noise between the pairs
+passkey     "the pass key is 3 1 4 1 5 ." in filler sentences, filler, then the question
+
+The values and the digits after a question are the answers; only they are predicted. The vocabulary
+is closed: words with spaces between them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mmrec_jax.data.tokenizers import WordTokenizer
+from mmrec_jax.errors import UserError
+
+TASKS = ("together", "scattered", "passkey")
+NUM_KEYS, NUM_VALUES, NUM_NOISE, NUM_DIGITS = 64, 32, 32, 10
+PASSKEY_LEN = 5
+FILLER = (
+    "the river runs down to the sea .",
+    "a bird sits on the roof .",
+    "we walk along the old road .",
+    "the bread is on the table .",
+    "rain falls all night .",
+    "the door is open .",
+    "they sing and then they rest .",
+    "a cold wind comes from the north .",
+)
+STATEMENT = "the pass key is"
+QUESTION = "what is the pass key ? the pass key is"
+
+KEYS = [f"k{i}" for i in range(NUM_KEYS)]
+VALUES = [f"v{i}" for i in range(NUM_VALUES)]
+NOISE = [f"n{i}" for i in range(NUM_NOISE)]
+DIGITS = [str(i) for i in range(NUM_DIGITS)]
+_PROSE = sorted({word for text in (*FILLER, QUESTION) for word in text.split()})
+TOKENIZER = WordTokenizer([*KEYS, *VALUES, *NOISE, *DIGITS, *_PROSE])
+
+_KEYS, _VALUES, _NOISE, _DIGITS, _STATEMENT, _QUESTION = (
+    TOKENIZER.encode(text if isinstance(text, str) else " ".join(text))
+    for text in (KEYS, VALUES, NOISE, DIGITS, STATEMENT, QUESTION)
+)
+_FILLER = [TOKENIZER.encode(sentence) for sentence in FILLER]
+_STOP = TOKENIZER.encode(".")
+
+
+class Text(NamedTuple):
+    """A text in two parts, between which noise may stand."""
+
+    facts: np.ndarray  # int32 [tokens]: what to remember, in noise
+    questions: np.ndarray  # int32 [tokens]
+    answers: np.ndarray  # bool [tokens]: which tokens of the questions are answers
+
+
+def chance(task: str) -> float:
+    """Share of right answers of one who knows what answers look like and remembers nothing."""
+    return 1 / (NUM_DIGITS if task == "passkey" else NUM_VALUES)
+
+
+def fact_tokens(task: str, pairs: int) -> int:
+    """Length of a text's facts without noise."""
+    return len(_STATEMENT) + PASSKEY_LEN + 1 if task == "passkey" else 2 * pairs
+
+
+def question_tokens(task: str, pairs: int) -> int:
+    """Length of a text's questions."""
+    return len(_QUESTION) + PASSKEY_LEN if task == "passkey" else 2 * pairs
+
+
+def check_lengths(pairs: int, length: int) -> None:
+    """Raises UserError where texts of this length have no room for so many pairs."""
+    if pairs > NUM_KEYS:
+        raise UserError(f"data.recall_pairs is {pairs}; there are {NUM_KEYS} keys")
+    for task in TASKS:
+        need = fact_tokens(task, pairs) + question_tokens(task, pairs)
+        if need > length:
+            raise UserError(
+                f"train.seq_len is {length}; a text of recall's task {task!r} with {pairs} pairs "
+                f"needs {need} tokens"
+            )
+
+
+def make_text(rng: np.random.Generator, task: str, pairs: int, length: int) -> Text:
+    """A text of which `length` tokens are facts and the noise around them."""
+    if task == "passkey":
+        return _make_passkey(rng, length)
+    keys = rng.choice(_KEYS, pairs, replace=False)
+    values = rng.choice(_VALUES, pairs)
+    facts = make_noise(rng, task, length)
+    room = length - pairs  # a pair takes one place of two tokens
+    if task == "together":
+        place = rng.integers(length - 2 * pairs + 1) + 2 * np.arange(pairs)
+    else:
+        place = np.sort(rng.choice(room, pairs, replace=False)) + np.arange(pairs)
+    facts[place], facts[place + 1] = keys, values
+    order = rng.permutation(pairs)
+    questions = np.stack([keys[order], values[order]], axis=1).ravel()
+    return Text(facts, questions, np.tile([False, True], pairs))
+
+
+def _make_passkey(rng, length):
+    digits = rng.choice(_DIGITS, PASSKEY_LEN)
+    statement = np.concatenate([_STATEMENT, digits, _STOP])
+    filler = make_noise(rng, "passkey", length - len(statement))
+    ends = np.flatnonzero(np.concatenate([_STOP, filler]) == _STOP)  # between two sentences
+    facts = np.insert(filler, rng.choice(ends), statement)
+    questions = np.concatenate([_QUESTION, digits])
+    return Text(facts, questions, np.arange(len(questions)) >= len(_QUESTION))
+
+
+def make_noise(rng: np.random.Generator, task: str, length: int) -> np.ndarray:
+    """Tokens of no use, int32: random ones, or sentences that say nothing."""
+    if task != "passkey":
+        return rng.choice(_NOISE, length)
+    shortest = min(map(len, _FILLER))
+    chosen = rng.integers(len(_FILLER), size=length // shortest + 1)
+    return np.concatenate([_FILLER[i] for i in chosen])[:length]
+
+
+def make_training_texts(
+    rng: np.random.Generator, pairs: int, count: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Texts of all tasks in turn. The length of the noise between facts and questions is random.
+
+    Returns:
+        Tokens, int32 [count, length], and which of them are answers.
+    """
+    tokens, answers = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
+    for row in range(count):
+        task = TASKS[row % len(TASKS)]
+        rest = length - question_tokens(task, pairs)
+        facts = int(rng.integers(fact_tokens(task, pairs), rest + 1))
+        text = make_text(rng, task, pairs, facts)
+        noise = make_noise(rng, task, rest - facts)
+        tokens[row] = np.concatenate([text.facts, noise, text.questions])
+        answers[row, rest:] = text.answers
+    return tokens, answers
