@@ -2,6 +2,8 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+# A process a core; tests of one file share what they train and compile.
+PARALLEL := -n auto --dist loadfile
 
 .PHONY: train test test-slow lint format bench clean
 
@@ -9,10 +11,10 @@ train: .venv/installed
 	$(BIN)/python train.py --config=configs/tiny.py
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q $(PARALLEL) -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

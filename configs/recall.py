@@ -42,14 +42,14 @@ def get_config(variant="full"):
     data.tokenizer = "word"
     data.sample_seed = 0
     data.recall_pairs = 8  # asked for, all of them, at the end of a text
-    data.recall_steps = 250  # an epoch
+    data.recall_steps = 300  # an epoch
 
     config.train = train = ml_collections.ConfigDict()
     train.seed = 0
-    train.batch_size = 32
+    train.batch_size = 16
     train.seq_len = 128
-    train.num_epochs = 4
-    train.learning_rate = 3e-3
+    train.num_epochs = 5
+    train.learning_rate = 2e-3
     train.initial_learning_rate = 0.0
     train.final_learning_rate = 0.0
     train.warmup_steps = 100
@@ -58,7 +58,7 @@ def get_config(variant="full"):
     train.b2 = 0.95
     train.clip_norm = 1.0
     train.eval_batch_size = 32
-    train.checkpoint_every = 250
+    train.checkpoint_every = 300
     train.keep_checkpoints = 1
 
     for key, value in VARIANTS[variant].items():

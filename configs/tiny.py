@@ -66,6 +66,7 @@ def get_config():
     train.b2 = 0.95
     train.clip_norm = 1.0  # largest global norm of the gradient
     train.carry_memory = False  # each lane of the batch reads on where the step before ended
+    train.carry_windows = 0  # sequences it reads on before it starts elsewhere; 0: its whole share
     train.accumulate_steps = 1  # micro-batches a step
     train.eval_every = 0  # steps; 0: only after each epoch
     train.eval_batch_size = 8

@@ -141,6 +141,7 @@ class TrainConfig:
     b2: float
     clip_norm: float  # largest global norm of the gradient
     carry_memory: bool = False  # sequences go on from those of the step before, without gradient
+    carry_windows: int = 0  # sequences a lane reads on before it starts elsewhere; 0: to its end
     accumulate_steps: int = 1  # micro-batches whose gradients are averaged into one step
     eval_every: int = 0  # steps between evaluations besides those after each epoch; 0 for none
     eval_batch_size: int = 8
@@ -157,6 +158,7 @@ class TrainConfig:
         _require_at_least(
             "train", self, 0, "seed", "warmup_steps", "weight_decay", "learning_rate",
             "initial_learning_rate", "final_learning_rate", "eval_every", "patience",
+            "carry_windows",
         )  # fmt: skip
         _require(self.clip_norm > 0, f"train.clip_norm is {self.clip_norm}; it must be above 0")
         for name in ("b1", "b2"):

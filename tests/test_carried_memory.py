@@ -63,7 +63,7 @@ def check(actual, expected):
 def test_every_lane_reads_its_own_stretch_in_order_once_an_epoch(lengths, seq_len, batch_size):
     lengths, size = [batch_size * seq_len + 1, *lengths], batch_size * seq_len
     split = numbered(*lengths)
-    lanes, other = (stream.ContiguousLanes(split, batch_size, seq_len) for _ in range(2))
+    lanes, other = (stream.ContiguousLanes(split, batch_size, seq_len, 0) for _ in range(2))
     steps = lanes.steps_per_epoch
     backwards = [other[step] for step in reversed(range(3 * steps))][::-1]
     for epoch in range(3):
@@ -79,6 +79,28 @@ def test_every_lane_reads_its_own_stretch_in_order_once_an_epoch(lengths, seq_le
         np.testing.assert_array_equal(targets, read + 1)
         np.testing.assert_array_equal(documents, split.documents[read])
         np.testing.assert_array_equal(weights, ~np.isin(targets, np.cumsum(lengths)))
+
+
+@PROPERTY
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(0, 200))
+def test_stretches_of_an_epoch_are_read_in_order_and_each_once(seq_len, batch_size, stretch, more):
+    split = numbered(2 * batch_size * seq_len * stretch + 1 + more)
+    lanes = stream.ContiguousLanes(split, batch_size, seq_len, 3, stretch)
+    length, steps = stretch * seq_len, lanes.steps_per_epoch
+    epochs = []
+    for epoch in range(2):
+        batches = [lanes[epoch * steps + index] for index in range(steps)]
+        fresh = np.array([batch.fresh.all() for batch in batches])
+        np.testing.assert_array_equal(fresh, np.arange(steps) % stretch == 0)
+        read = np.concatenate([batch.tokens for batch in batches], axis=1).reshape(-1, length)
+        assert np.all(np.diff(read, axis=1) == 1)
+        assert np.all(read[:, 0] % length == 0)
+        assert len(np.unique(read)) == read.size
+        assert 0 <= len(split.tokens) - 1 - read.size < batch_size * length
+        epochs.append(read[:, 0])
+    if len(epochs[0]) > 12:
+        assert not np.array_equal(*epochs)
+        assert np.any(np.diff(epochs[0]) < 0)
 
 
 @pytest.mark.parametrize("carry", [True, False])

@@ -101,7 +101,8 @@ def make_text(rng: np.random.Generator, task: str, pairs: int, length: int) -> T
 
 
 def _make_passkey(rng, length):
-    digits = rng.choice(_DIGITS, PASSKEY_LEN)
+    # All different: where a digit comes twice, the digit before it does not say what comes next.
+    digits = rng.choice(_DIGITS, PASSKEY_LEN, replace=False)
     statement = np.concatenate([_STATEMENT, digits, _STOP])
     filler = make_noise(rng, "passkey", length - len(statement))
     ends = np.flatnonzero(np.concatenate([_STOP, filler]) == _STOP)  # between two sentences
@@ -122,7 +123,7 @@ def make_noise(rng: np.random.Generator, task: str, length: int) -> np.ndarray:
 def make_training_texts(
     rng: np.random.Generator, pairs: int, count: int, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts of all tasks in turn. The length of the noise between facts and questions is random.
+    """Texts of all tasks in turn, of random lengths, with noise of random length before them.
 
     Returns:
         Tokens, int32 [count, length], and which of them are answers.
@@ -130,10 +131,12 @@ def make_training_texts(
     tokens, answers = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
     for row in range(count):
         task = TASKS[row % len(TASKS)]
-        rest = length - question_tokens(task, pairs)
-        facts = int(rng.integers(fact_tokens(task, pairs), rest + 1))
+        asked, least = question_tokens(task, pairs), fact_tokens(task, pairs)
+        used = int(rng.integers(least + asked, length + 1))  # the rest is noise before the facts
+        facts = int(rng.integers(least, used - asked + 1))
         text = make_text(rng, task, pairs, facts)
-        noise = make_noise(rng, task, rest - facts)
-        tokens[row] = np.concatenate([text.facts, noise, text.questions])
-        answers[row, rest:] = text.answers
+        before = make_noise(rng, task, length - used)
+        after = make_noise(rng, task, used - asked - facts)
+        tokens[row] = np.concatenate([before, text.facts, after, text.questions])
+        answers[row, length - asked :] = text.answers
     return tokens, answers

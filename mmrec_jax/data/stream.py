@@ -137,20 +137,31 @@ class ShuffledWindows:
 
 
 class ContiguousLanes:
-    """Training batches for carried memory: each lane reads its own stretch of the corpus in order.
+    """Training batches for carried memory: each lane reads a stretch of the corpus in order.
 
-    Lanes begin anew with each epoch. Up to `batch_size - 1` windows at the end are left out.
+    All lanes begin a stretch at once. Windows at the end that do not fill a stretch for every lane
+    are left out.
     """
 
-    def __init__(self, split: Split, batch_size: int, seq_len: int):
-        self._split, self._seq_len = split, seq_len
-        self.steps_per_epoch = num_windows(split, seq_len) // batch_size
-        self._first = np.arange(batch_size) * self.steps_per_epoch
+    def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int, stretch: int = 0):
+        """`stretch`: its length in windows, each epoch in an order drawn anew; 0: one a lane."""
+        self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
+        windows = num_windows(split, seq_len)
+        longest = windows // batch_size
+        self._stretch = min(stretch, longest) if stretch else longest
+        self._num_stretches = windows // self._stretch
+        self.steps_per_epoch = self._num_stretches // batch_size * self._stretch
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of training step `step`, counted from 0 over all epochs."""
-        index = step % self.steps_per_epoch
-        return _windows(self._split, self._first + index, self._seq_len, fresh=index == 0)
+        epoch, index = divmod(step, self.steps_per_epoch)
+        turn, window = divmod(index, self._stretch)
+        order = np.arange(self._num_stretches)
+        if self.steps_per_epoch > self._stretch:
+            order = np.random.default_rng((self._seed, epoch)).permutation(order)
+        chosen = order[turn * self._batch_size : (turn + 1) * self._batch_size]
+        first = chosen * self._stretch
+        return _windows(self._split, first + window, self._seq_len, fresh=window == 0)
 
 
 class RecallTexts:
@@ -176,7 +187,9 @@ def training_batches(
     if config.data.source == "recall":
         return RecallTexts(config)
     if train.carry_memory:
-        return ContiguousLanes(split, train.batch_size, train.seq_len)
+        return ContiguousLanes(
+            split, train.batch_size, train.seq_len, train.seed, train.carry_windows
+        )
     return ShuffledWindows(split, train.batch_size, train.seq_len, train.seed)
 
 
