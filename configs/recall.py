@@ -15,7 +15,12 @@ VARIANTS = {
     "no_attention": {"model.long_term": 0, "model.short_term": 0, "model.chunk_len": 1},
     "no_shifted_keys": {"model.shifted_keys": False},
     "all_in_sight": {"model.short_term": 128},  # in training nothing leaves short-term memory
-    "more_pairs": {"data.recall_pairs": 32, "model.long_term": 96, "train.seq_len": 256},
+    "more_pairs": {  # four times as many, and slots in proportion
+        "data.recall_pairs": 32,
+        "data.recall_fewest": 1,  # else some seeds do not begin to learn
+        "model.long_term": 96,
+        "train.seq_len": 256,
+    },
 }
 
 
@@ -42,6 +47,7 @@ def get_config(variant="full"):
     data.tokenizer = "word"
     data.sample_seed = 0
     data.recall_pairs = 8  # asked for, all of them, at the end of a text
+    data.recall_fewest = 0  # pairs of a training text, at least; 0: recall_pairs in each
     data.recall_steps = 300  # an epoch
 
     config.train = train = ml_collections.ConfigDict()

@@ -50,6 +50,7 @@ def get_config():
     data.sample_seed = 0  # for "sample"
     data.sample_chars = 64_600  # for "sample": training split, 126 steps of 2 x 256 tokens
     data.recall_pairs = 8  # for "recall"
+    data.recall_fewest = 0  # for "recall"
     data.recall_steps = 100  # for "recall": steps an epoch
 
     config.train = train = ml_collections.ConfigDict()

@@ -102,6 +102,7 @@ class DataConfig:
     sample_seed: int = 0  # for "sample" and "recall"
     sample_chars: int = 64_600  # for "sample": least number of characters of the training split
     recall_pairs: int = 8  # for "recall": keys with a value that a text asks for
+    recall_fewest: int = 0  # for "recall": such pairs of a training text; 0: recall_pairs in each
     recall_steps: int = 100  # for "recall": steps an epoch
 
     def __post_init__(self):
@@ -122,6 +123,11 @@ class DataConfig:
             value = getattr(self, name)
             _require(0 < value < 0.5, f"data.{name} is {value}; it must be between 0 and 0.5")
         _require_at_least("data", self, 1, "sample_chars", "recall_pairs", "recall_steps")
+        _require(
+            0 <= self.recall_fewest <= self.recall_pairs,
+            f"data.recall_fewest is {self.recall_fewest}; it must be between 0 and "
+            f"data.recall_pairs, {self.recall_pairs}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

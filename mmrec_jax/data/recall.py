@@ -121,9 +121,18 @@ def make_noise(rng: np.random.Generator, task: str, length: int) -> np.ndarray:
 
 
 def make_training_texts(
-    rng: np.random.Generator, pairs: int, count: int, length: int
+    rng: np.random.Generator, pairs: int, count: int, length: int, fewest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts of all tasks in turn, of random lengths, with noise of random length before them.
+    """Texts of all tasks in turn, of random lengths, with noise before them to fill up.
+
+    The easy ones, short and with few pairs, are what learning begins with.
+
+    Args:
+        rng: where chance comes from.
+        pairs: of a text, at most.
+        count: texts.
+        length: tokens of each.
+        fewest: pairs of a text, at least.
 
     Returns:
         Tokens, int32 [count, length], and which of them are answers.
@@ -131,10 +140,11 @@ def make_training_texts(
     tokens, answers = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
     for row in range(count):
         task = TASKS[row % len(TASKS)]
-        asked, least = question_tokens(task, pairs), fact_tokens(task, pairs)
+        some = int(rng.integers(fewest, pairs + 1))
+        asked, least = question_tokens(task, some), fact_tokens(task, some)
         used = int(rng.integers(least + asked, length + 1))  # the rest is noise before the facts
         facts = int(rng.integers(least, used - asked + 1))
-        text = make_text(rng, task, pairs, facts)
+        text = make_text(rng, task, some, facts)
         before = make_noise(rng, task, length - used)
         after = make_noise(rng, task, used - asked - facts)
         tokens[row] = np.concatenate([before, text.facts, after, text.questions])

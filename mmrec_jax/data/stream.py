@@ -94,8 +94,10 @@ def _recall_dataset(config: Config) -> Dataset:
 
 def _recall_texts(config: Config, rng: np.random.Generator, count: int) -> Split:
     """Texts of the training length, each a document of its own."""
-    seq_len = config.train.seq_len
-    tokens, answers = recall.make_training_texts(rng, config.data.recall_pairs, count, seq_len)
+    seq_len, data = config.train.seq_len, config.data
+    tokens, answers = recall.make_training_texts(
+        rng, data.recall_pairs, count, seq_len, data.recall_fewest or data.recall_pairs
+    )
     return Split(
         tokens=tokens.ravel(),
         documents=np.repeat(np.arange(count, dtype=np.int32), seq_len),

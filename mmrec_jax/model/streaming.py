@@ -48,17 +48,13 @@ def extend(
         state, logits, done = carry
         positions = done[:, None] + jnp.arange(count)
         inside = jnp.minimum(positions, time - 1)
-
-        def one():
-            new_logits, new_state = function(tokens[rows, inside], documents[rows, inside], state)
-            targets = jnp.where(wanted[:, None], positions, time)  # time: nowhere
-            return (
-                choose(wanted, new_state, state),
-                logits.at[rows, targets].set(new_logits, mode="drop"),
-                jnp.where(wanted, done + count, done),
-            )
-
-        return lax.cond(jnp.any(wanted), one, lambda: carry)
+        new_logits, new_state = function(tokens[rows, inside], documents[rows, inside], state)
+        targets = jnp.where(wanted[:, None], positions, time)  # time: nowhere
+        return (
+            choose(wanted, new_state, state),
+            logits.at[rows, targets].set(new_logits, mode="drop"),
+            jnp.where(wanted, done + count, done),
+        )
 
     def single(tokens, documents, state):
         output = model.step(tokens[:, 0], documents[:, 0], state)
@@ -68,21 +64,22 @@ def extend(
         output = model(tokens, documents, state)
         return output.logits, output.state
 
-    def single_steps(carry, count, wanted):
-        def body(carry, _):
-            return read(carry, 1, wanted(*carry) & (carry[2] < lengths), single), None
+    def left(carry):
+        return jnp.any(carry[2] < lengths)
 
-        return lax.scan(body, carry, length=min(count, time))[0] if count else carry
-
-    def chunks(carry, _):
+    def advance(carry):
+        """Single tokens as long as a text needs them, so that chunks are read together."""
         state, _, done = carry
-        wanted = (state.place == 0) & (done + chunk_len <= lengths)
-        return read(carry, chunk_len, wanted, chunk), None
+        whole = (state.place == 0) & (done + chunk_len <= lengths)
+        singly = ~whole & (done < lengths)
+        if time < chunk_len:
+            return read(carry, 1, singly, single)
+        return lax.cond(
+            jnp.any(singly),
+            lambda: read(carry, 1, singly, single),
+            lambda: read(carry, chunk_len, whole, chunk),
+        )
 
     carry = (state, logits, jnp.zeros(batch, jnp.int32))
-    if time >= chunk_len:
-        carry = single_steps(carry, chunk_len - 1, lambda state, *_: state.place != 0)
-        carry, _ = lax.scan(chunks, carry, length=time // chunk_len)
-    carry = single_steps(carry, chunk_len - 1 + (time < chunk_len), lambda *_: True)
-    state, logits, _ = carry
+    state, logits, _ = lax.while_loop(left, advance, carry)
     return logits, state
