@@ -3,8 +3,8 @@
     python -m benchmarks.recall                                       # all of it
     python -m benchmarks.recall --seeds=1 --variant=full --variant=no_long_term
 
-As many runs as there are cores go on at once, each on a core of its own. A run that is already in
-the folder is not trained again. Prints a table and draws recall.png beside the runs.
+As many runs as there are cores go on at once, each on a core of its own. What an earlier call has
+done is not done again. Prints a table and draws recall.png beside the runs.
 """
 
 import concurrent.futures
@@ -70,10 +70,11 @@ def run_on_core(folder: Path, variant: str, seed: int, core: int) -> dict:
     path = folder / f"{variant}_{seed}"
     start = time.perf_counter()
     config = f"--config=configs/recall.py:{variant}"
-    for command in (
+    commands = (
         ["train.py", config, f"--config.train.seed={seed}", f"--workdir={path}"],
         ["eval.py", "--suite=recall", f"--workdir={path}"],
-    ):
+    )
+    for command in () if (path / "recall.json").exists() else commands:
         subprocess.run(
             [sys.executable, *command],
             check=True,

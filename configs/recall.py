@@ -17,9 +17,10 @@ VARIANTS = {
     "all_in_sight": {"model.short_term": 128},  # in training nothing leaves short-term memory
     "more_pairs": {  # four times as many, and slots in proportion
         "data.recall_pairs": 32,
-        "data.recall_fewest": 1,  # else some seeds do not begin to learn
+        "data.recall_fewest": 1,  # without it, or at a lower rate, some seeds do not begin to learn
         "model.long_term": 96,
         "train.seq_len": 256,
+        "train.learning_rate": 3e-3,
     },
 }
 

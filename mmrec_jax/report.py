@@ -103,6 +103,7 @@ def draw_half_lives(half_life: np.ndarray, path: Path) -> Path:
         axes.plot(np.sort(values), label=f"layer {layer}")
     axes.set(xlabel="channels, sorted", ylabel="half-life (tokens)", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -164,7 +165,7 @@ def draw_saliency(
         location="bottom",
         shrink=0.4,
         aspect=40,
-        label="saliency (framed: kept by long-term memory)",
+        label="saliency (framed: in long-term memory at the end)",
     )
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -18,7 +18,7 @@ def words(tokens):
     return recall.TOKENIZER.decode(tokens).split()
 
 
-def solve(text):
+def solve(text, pairs=PAIRS):
     """Answers to the questions at the end of a text, in words, from nothing but the text."""
     if text[-6] == "is":  # the first question is left in, the first statement looked up
         place = text.index("key")
@@ -27,7 +27,7 @@ def solve(text):
     for word, after in itertools.pairwise(text):
         if word.startswith("k") and word not in facts:
             facts[word] = after
-    return [facts[word] for word in text[-2 * PAIRS :: 2]]
+    return [facts[word] for word in text[-2 * pairs :: 2]]
 
 
 @pytest.mark.parametrize("task", recall.TASKS)
@@ -82,6 +82,21 @@ def test_training_texts_predict_answers_only_and_are_new_in_every_step():
         np.testing.assert_array_equal(a, b)
     other_seed = config(train__seed=1)
     assert np.any(stream.RecallTexts(other_seed)[39].tokens != batch.tokens)
+
+
+def test_training_texts_may_have_fewer_pairs():
+    batches = stream.RecallTexts(config(data__recall_fewest=2))
+    counts = set()
+    for step in range(20):
+        batch = batches[step]
+        for row, weights in enumerate(batch.weights > 0):
+            text, answers = words(batch.tokens[row]), words(batch.targets[row][weights])
+            if row % 3 != 2:
+                assert solve(text, len(answers)) == answers
+                counts.add(len(answers))
+    assert counts == {2, 3}
+    with pytest.raises(UserError, match="recall_fewest is 4; it must be between 0 and"):
+        config(data__recall_fewest=4)
 
 
 def test_held_out_texts_are_not_those_of_training():
