@@ -34,10 +34,12 @@ class RecallResult:
     state_bytes: int  # the model's memory of one text, whatever its length
     questions: dict[str, int]  # by task: answers that were asked for at each length
     accuracy: dict[str, list[float]]  # by task: for each of `multiples`
-    multiples: tuple[int, ...] = MULTIPLES  # lengths of the texts, in lengths trained on
+    multiples: tuple[int, ...]  # lengths of the texts, in lengths trained on
 
 
-def run_recall_suite(paths: list[Path], checkpoint: str) -> list[RecallResult]:
+def run_recall_suite(
+    paths: list[Path], checkpoint: str, multiples: tuple[int, ...] = MULTIPLES
+) -> list[RecallResult]:
     """Evaluates runs of configs/recall.py; prints tables, writes recall.json and recall.png.
 
     The files go into each workdir; in the first, the picture shows all runs.
@@ -55,7 +57,8 @@ def run_recall_suite(paths: list[Path], checkpoint: str) -> list[RecallResult]:
     results = []
     for run in runs:
         step = run.checkpoints.resolve(checkpoint)
-        questions, accuracy = recall_accuracy(run.config, restore_params(run, step))
+        params = restore_params(run, step)
+        questions, accuracy = recall_accuracy(run.config, params, multiples)
         result = RecallResult(
             workdir=str(run.path),
             step=step,
@@ -63,6 +66,7 @@ def run_recall_suite(paths: list[Path], checkpoint: str) -> list[RecallResult]:
             state_bytes=state_bytes(run.config),
             questions=questions,
             accuracy=accuracy,
+            multiples=multiples,
         )
         (run.path / "recall.json").write_text(json.dumps(dataclasses.asdict(result), indent=2))
         draw_recall([result], run.path / "recall.png")

@@ -5,11 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
+import configs.recall as recall_config
 import small_runs
 from mmrec_jax import recall_suite
 from mmrec_jax import workdir as workdirs
+from mmrec_jax.config import from_mapping
 from mmrec_jax.data import recall, stream
 from mmrec_jax.errors import UserError
+from mmrec_jax.training.loop import train
 
 PAIRS = 3
 
@@ -161,6 +164,15 @@ def test_the_suite_refuses_runs_of_other_texts(tmp_path):
     (tmp_path / "checkpoints/1/_CHECKPOINT_METADATA").touch()
     with pytest.raises(UserError, match=r"trained on data.source 'sample'; the suite 'recall'"):
         recall_suite.run_recall_suite([tmp_path], "best")
+
+
+@pytest.mark.slow
+def test_a_trained_model_recalls_facts_after_twenty_times_the_length_it_was_trained_on(tmp_path):
+    train(from_mapping(recall_config.get_config()), tmp_path / "run")
+    (result,) = recall_suite.run_recall_suite([tmp_path / "run"], "final", multiples=(1, 20))
+    for task in recall.TASKS:
+        assert min(result.accuracy[task]) >= 0.99
+    assert (tmp_path / "run/recall.png").stat().st_size > 10_000
 
 
 def test_too_many_pairs_are_refused():
