@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
@@ -166,7 +167,7 @@ def _readers(config: Config):
     graph = model_graph(config.model)
 
     def read(params, state, tokens):
-        output = nnx.merge(graph, params)(tokens, np.zeros(tokens.shape, np.int32), state)
+        output = nnx.merge(graph, params)(tokens, jnp.zeros(tokens.shape, jnp.int32), state)
         return output.logits.argmax(axis=-1), output.state
 
     return jax.jit(read), jax.jit(lambda *args: read(*args)[1:])
