@@ -10,7 +10,7 @@ from mmrec_jax.errors import UserError
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, final or a step.")
 _PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], "What the text starts with. Given several times: so many texts at once."
+    "prompt", [], "What the text starts with, if anything. Given several times: so many texts."
 )
 _TOKENS = flags.DEFINE_integer("tokens", 300, "How many tokens to write.", lower_bound=0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the softmax; 0 is greedy.")
@@ -28,8 +28,6 @@ def main():
     prompts, session = _PROMPT.value, _SESSION.value and Path(_SESSION.value)
     if session and len(prompts) > 1:
         raise UserError("--session goes with one --prompt, not with several")
-    if not any(prompts) and not (session and session.exists()):
-        raise UserError('--prompt is missing; give the beginning of a text, --prompt="The "')
 
     import mmrec_jax
 

@@ -31,7 +31,7 @@ def main(_):
 
     config = from_mapping(_CONFIG.value).model
     params = init_params(config, jax.random.key(0))
-    generator = Generator(config, params, config.vocab_size)
+    generator = Generator(config, params, range(config.vocab_size))
     random = np.random.default_rng(0)
     text = random.integers(1, config.vocab_size, _FAR.value).astype(np.int32)
 

@@ -31,7 +31,8 @@ def main(_):
     import numpy as np
 
     from mmrec_jax.config import from_mapping
-    from mmrec_jax.data.stream import ShuffledWindows, load_dataset
+    from mmrec_jax.data.dataset import load_dataset
+    from mmrec_jax.data.stream import ShuffledWindows
     from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
     from mmrec_jax.training.step import init_train_state, make_train_step
 

@@ -42,11 +42,15 @@ def get_config():
     model.remat = False  # recompute blocks in the backward pass: less memory, more time
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "sample"  # generated sentences; "text": UTF-8 files; "recall": configs/recall.py
-    data.path = ""  # for "text": a file or a glob
-    data.tokenizer = "char"  # "word" for "recall"
-    data.validation_fraction = 0.05  # for "text"
-    data.test_fraction = 0.05  # for "text"
+    data.source = "sample"  # generated sentences; or text, jsonl, python_docs, tfds, recall
+    data.path = ""  # for "text" and "jsonl": a file, a folder or a glob
+    data.field = "text"  # for "jsonl" and "tfds": where in each document the text is
+    data.tfds_name = ""  # for "tfds": such as "c4/en"
+    data.tfds_dir = ""  # for "tfds": the folder of datasets; "": TFDS's own choice
+    data.tfds_split = ""  # for "tfds": what to train on, such as "train[:10%]"
+    data.tokenizer = "char"  # or "byte", "bpe", a tokenizer.json; "word" for "recall"
+    data.validation_fraction = 0.05  # where the corpus has no splits of its own
+    data.test_fraction = 0.05
     data.sample_seed = 0  # for "sample"
     data.sample_chars = 64_600  # for "sample": training split, 126 steps of 2 x 256 tokens
     data.recall_pairs = 8  # for "recall"
@@ -58,6 +62,7 @@ def get_config():
     train.batch_size = 2  # sequences a step
     train.seq_len = 256  # T, a multiple of model.chunk_len
     train.num_epochs = 3
+    train.num_steps = 0  # steps in all; 0: num_epochs epochs
     train.learning_rate = 3e-4  # peak of AdamW's
     train.initial_learning_rate = 3e-5  # the warm-up rises from here
     train.final_learning_rate = 3e-5  # the cosine falls to here at the last step

@@ -92,13 +92,16 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it is split."""
 
-    source: str  # "sample" (generated sentences), "text" (UTF-8 files) or "recall" (data/recall.py)
-    path: str = ""  # for "text": a file, or a glob such as "books/*.txt"
-    tokenizer: str = "char"
-    validation_fraction: float = (
-        0.05  # for "text": of the characters, contiguous, before the test split
-    )
-    test_fraction: float = 0.05  # for "text": the end of the corpus
+    source: str  # "sample", "text", "jsonl", "python_docs", "tfds" (data/corpora.py) or "recall"
+    path: str = ""  # for "text" and "jsonl": a file, a folder, or a glob such as "books/*.txt"
+    field: str = "text"  # for "jsonl" and "tfds": where in each document the text is
+    tfds_name: str = ""  # for "tfds": such as "c4/en" or "my_corpus:1.0.0"
+    tfds_dir: str = ""  # for "tfds": the folder of datasets; "": TFDS's own choice
+    tfds_split: str = ""  # for "tfds": what to train on, such as "train[:10%]"; "": "train"
+    tokenizer: str = "char"  # "byte", "bpe", a path to a tokenizer.json; "word" for "recall"
+    # Of the characters, contiguous, at the end of the corpus: where it has no splits of its own.
+    validation_fraction: float = 0.05  # before the test split
+    test_fraction: float = 0.05
     sample_seed: int = 0  # for "sample" and "recall"
     sample_chars: int = 64_600  # for "sample": least number of characters of the training split
     recall_pairs: int = 8  # for "recall": keys with a value that a text asks for
@@ -106,22 +109,28 @@ class DataConfig:
     recall_steps: int = 100  # for "recall": steps an epoch
 
     def __post_init__(self):
-        _require_choice("data.source", self.source, ("sample", "text", "recall"))
-        _require_choice("data.tokenizer", self.tokenizer, ("char", "word"))
-        tokenizer = "word" if self.source == "recall" else "char"
+        sources = ("sample", "text", "jsonl", "python_docs", "tfds", "recall")
+        _require_choice("data.source", self.source, sources)
+        if not self.tokenizer.endswith(".json"):
+            _require_choice("data.tokenizer", self.tokenizer, ("char", "byte", "bpe", "word"))
         _require(
-            self.tokenizer == tokenizer,
-            f"data.tokenizer is {self.tokenizer!r}; data.source {self.source!r} needs "
-            f"{tokenizer!r}",
+            (self.tokenizer == "word") == (self.source == "recall"),
+            f"data.tokenizer is {self.tokenizer!r}, data.source {self.source!r}: 'word' and "
+            "'recall' go together",
         )
         _require(
-            self.source != "text" or self.path != "",
-            "data.source is 'text' but data.path is empty; give a file or a glob, such as "
-            "--config.data.path='books/*.txt'",
+            self.source not in ("text", "jsonl") or self.path != "",
+            f"data.source is {self.source!r} but data.path is empty; give a file, a folder or a "
+            "glob, such as --config.data.path='books/*.txt'",
         )
-        for name in ("validation_fraction", "test_fraction"):
+        _require(
+            self.source != "tfds" or self.tfds_name != "",
+            "data.source is 'tfds' but data.tfds_name is empty; give the name of a dataset, such "
+            "as --config.data.tfds_name=c4/en",
+        )
+        for name, least in (("validation_fraction", 1e-9), ("test_fraction", 0)):
             value = getattr(self, name)
-            _require(0 < value < 0.5, f"data.{name} is {value}; it must be between 0 and 0.5")
+            _require(least <= value < 0.5, f"data.{name} is {value}; it must be between 0 and 0.5")
         _require_at_least("data", self, 1, "sample_chars", "recall_pairs", "recall_steps")
         _require(
             0 <= self.recall_fewest <= self.recall_pairs,
@@ -146,6 +155,7 @@ class TrainConfig:
     b1: float
     b2: float
     clip_norm: float  # largest global norm of the gradient
+    num_steps: int = 0  # steps in all; 0: num_epochs epochs
     carry_memory: bool = False  # sequences go on from those of the step before, without gradient
     carry_windows: int = 0  # sequences a lane reads on before it starts elsewhere; 0: to its end
     accumulate_steps: int = 1  # micro-batches whose gradients are averaged into one step
@@ -164,7 +174,7 @@ class TrainConfig:
         _require_at_least(
             "train", self, 0, "seed", "warmup_steps", "weight_decay", "learning_rate",
             "initial_learning_rate", "final_learning_rate", "eval_every", "patience",
-            "carry_windows",
+            "carry_windows", "num_steps",
         )  # fmt: skip
         _require(self.clip_norm > 0, f"train.clip_norm is {self.clip_norm}; it must be above 0")
         for name in ("b1", "b2"):

@@ -57,8 +57,8 @@ class Session(NamedTuple):
 class Generator:
     """A model's parameters with the compiled functions that read and write texts."""
 
-    def __init__(self, config: ModelConfig, params: Params, used_vocab: int):
-        """`used_vocab`: ids from here on are never drawn; the tokenizer has no use for them."""
+    def __init__(self, config: ModelConfig, params: Params, text_ids: range):
+        """`text_ids`: the only ones that are drawn; others stand for no text."""
         self.config, self.params = config, params
         graph = model_graph(config)
 
@@ -74,7 +74,8 @@ class Generator:
         @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
         def advance(params, session, temperature, seed, top_k, top_p):
             key = jax.random.fold_in(jax.random.key(seed), session.drawn)
-            tokens = draw(session.logits[:, :used_vocab], key, temperature, top_k, top_p)
+            logits = session.logits[:, text_ids.start : text_ids.stop]
+            tokens = text_ids.start + draw(logits, key, temperature, top_k, top_p)
             documents = jnp.maximum(session.state.document, 0)
             output = nnx.merge(graph, params).step(tokens, documents, session.state)
             session = Session(output.state, output.logits, session.drawn + 1, session.read + 1)
@@ -132,7 +133,7 @@ class Generator:
             UserError: nothing has been read.
         """
         if not np.all(session.read):
-            raise UserError("the prompt is empty; give at least one character")
+            raise UserError("the prompt is empty; give at least one token")
         pending = None
         for _ in range(max_tokens):
             following = self._advance(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmrec_jax.data.stream import TextWindows
+from mmrec_jax.data.tokenizers import Tokenizer, document_tokens
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import EvalResult, evaluate, restore_params
 from mmrec_jax.generation import Generator, Sampling, StopStrings
@@ -45,7 +46,7 @@ class LanguageModel:
         run = open_run(workdir)
         self.config, self.tokenizer = run.config, run.tokenizer
         self.params = restore_params(run, run.checkpoints.resolve(checkpoint))
-        self.generator = Generator(self.config.model, self.params, self.tokenizer.vocab_size)
+        self.generator = Generator(self.config.model, self.params, self.tokenizer.text_ids)
         self._eval_step = make_eval_step(self.config.model)
 
     def generate(
@@ -64,23 +65,24 @@ class LanguageModel:
             **sampling: temperature, top_k, top_p, seed (`generation.Sampling`).
 
         Raises:
-            UserError: an empty prompt, or a value out of range.
+            UserError: a value out of range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             return []
         generator = self.generator
         session = generator.start(len(prompts))
-        session = generator.read(session, [self.tokenizer.encode(text) for text in prompts])
-        stops = [StopStrings(stop) for _ in prompts]
+        tokens = [document_tokens(self.tokenizer, text) for text in prompts]
+        session = generator.read(session, tokens)
+        writers = [_Writer(self.tokenizer, stop) for _ in prompts]
         texts = ["" for _ in prompts]
         for tokens, _ in generator.write(session, max_tokens, Sampling(**sampling)):
-            for row, stop_strings in enumerate(stops):
-                if not stop_strings.found:
-                    texts[row] += stop_strings.feed(self.tokenizer.decode(tokens[row : row + 1]))
-            if all(one.found for one in stops):
+            for row, writer in enumerate(writers):
+                if not writer.found:
+                    texts[row] += writer.feed(int(tokens[row]))
+            if all(writer.found for writer in writers):
                 break
-        texts = [text + one.rest() for text, one in zip(texts, stops, strict=True)]
+        texts = [text + writer.rest() for text, writer in zip(texts, writers, strict=True)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
@@ -101,7 +103,7 @@ class LanguageModel:
         """Loss, accuracy and so on of a text, read with carried memory.
 
         Raises:
-            UserError: it has less than two characters.
+            UserError: it is empty.
         """
         windows = TextWindows([text], self.tokenizer, self.config.train.seq_len, "the text")
         return evaluate(self._eval_step, self.params, windows, self.config, carry_memory=True)
@@ -145,7 +147,9 @@ class Conversation:
 
     def read(self, text: str) -> None:
         """Reads more text."""
-        tokens = self._lm.tokenizer.encode(text)
+        tokenizer = self._lm.tokenizer
+        begin = document_tokens(tokenizer, "") if self.tokens_read == 0 else []
+        tokens = np.array([*begin, *tokenizer.encode(text)], np.int32)
         self._session = self._lm.generator.read(self._session, [tokens])
 
     def stream(
@@ -156,14 +160,14 @@ class Conversation:
         What was written counts as read, a stop string included.
         """
         self.read(prompt)
-        stops = StopStrings(stop)
+        writer = _Writer(self._lm.tokenizer, stop)
         written = self._lm.generator.write(self._session, max_tokens, Sampling(**sampling))
         for tokens, self._session in written:
-            if piece := stops.feed(self._lm.tokenizer.decode(tokens)):
+            if piece := writer.feed(int(tokens[0])):
                 yield piece
-            if stops.found:
+            if writer.found:
                 return
-        if rest := stops.rest():
+        if rest := writer.rest():
             yield rest
 
     def generate(self, prompt: str = "", max_tokens: int = 300, stop=(), **sampling) -> str:
@@ -173,3 +177,24 @@ class Conversation:
     def save(self, path: str | Path) -> None:
         """Saves the session; `LanguageModel.session(path)` goes on where it stopped."""
         save_session(Path(path), self._session, self._lm.fingerprint())
+
+
+class _Writer:
+    """Tokens of one text to what can be shown of it, up to a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
+        self._decoder, self._stops = tokenizer.decoder(), StopStrings(stop)
+
+    @property
+    def found(self) -> bool:
+        """Whether a stop string has come."""
+        return self._stops.found
+
+    def feed(self, token: int) -> str:
+        return self._stops.feed(self._decoder.feed(token))
+
+    def rest(self) -> str:
+        if self._stops.found:
+            return ""
+        last = self._stops.feed(self._decoder.rest())
+        return last + ("" if self._stops.found else self._stops.rest())

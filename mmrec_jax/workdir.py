@@ -1,6 +1,6 @@
 """The folder of a run: all that is needed to resume, evaluate or use it.
 
-config.json  tokenizer.json  data.json  validation.npz  test.npz
+config.json  tokenizer.json  data.json  data/ (tokens of the validation and the test split)
 checkpoints/  metrics.jsonl  tensorboard/  loss.png  eval.json
 """
 
@@ -8,15 +8,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from mmrec_jax.config import Config, differences, from_mapping
-from mmrec_jax.data.stream import Dataset, Split
+from mmrec_jax.data.corpora import HELD_OUT, SPLITS
+from mmrec_jax.data.dataset import Dataset, Split, load_dataset, open_split
+from mmrec_jax.data.token_cache import Damaged, copy_splits, open_prepared
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
 from mmrec_jax.errors import UserError
 from mmrec_jax.training.checkpoints import Checkpoints
-
-SPLITS = ("train", "validation", "test")
 
 
 class Run(NamedTuple):
@@ -28,9 +26,23 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
 
     def split(self, name: str) -> Split:
-        """The saved 'validation' or 'test' split."""
-        with np.load(self.path / f"{name}.npz") as arrays:
-            return Split(**{**arrays, "num_bytes": int(arrays["num_bytes"])})
+        """The saved 'validation' or 'test' split.
+
+        Raises:
+            UserError: it is damaged, or has nothing to predict.
+        """
+        if self.config.data.source == "recall":
+            return getattr(load_dataset(self.config), name)
+        try:
+            prepared = open_prepared(self.path / "data", check=True)
+        except Damaged as damage:
+            raise UserError(
+                f"{damage}; the same train.py command, with the same text, writes it again"
+            ) from damage
+        split = open_split(prepared.splits[name], prepared.tokenizer)
+        if not split.num_bytes:
+            raise UserError(f"the {name} split of {self.path} is empty (data.{name}_fraction)")
+        return split
 
 
 def open_run(path: Path) -> Run:
@@ -78,10 +90,8 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
         UserError: the workdir was started on another corpus, or cannot be made.
     """
     tokenizer = dataset.tokenizer.to_json()
-    data = {
-        "fingerprint": dataset.fingerprint(),
-        "tokens": {name: len(getattr(dataset, name).tokens) for name in SPLITS},
-    }
+    tokens = {name: getattr(dataset, name).num_tokens for name in SPLITS}
+    data = {"fingerprint": dataset.fingerprint, "tokens": tokens}
     if (path / "config.json").exists():
         for name, same in (
             ("tokenizer", (path / "tokenizer.json").read_text() == tokenizer),
@@ -92,16 +102,14 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
                     f"{path} belongs to a run with another {name}: the text has changed since; "
                     "use another --workdir, or bring the old text back"
                 )
-        return
-
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if dataset.prepared is not None:
+            copy_splits(dataset.prepared, HELD_OUT, path / "data")
     except OSError as error:
         raise UserError(f"cannot make the workdir {path}: {error.strerror}") from error
-    for name in ("validation", "test"):
-        values = getattr(dataset, name)._asdict()
-        given = {key: value for key, value in values.items() if value is not None}
-        np.savez_compressed(path / f"{name}.npz", **given)
+    if (path / "config.json").exists():
+        return
     (path / "tokenizer.json").write_text(tokenizer)
     (path / "data.json").write_text(json.dumps(data, indent=2) + "\n")
     # Last, and at once: a folder with a config.json is a whole workdir.
@@ -119,5 +127,5 @@ def _read_config(path: Path) -> Config:
 
 def _is_unfinished_workdir(path: Path) -> bool:
     """Empty, or with nothing but what `prepare` writes before config.json."""
-    written = {"validation.npz", "test.npz", "tokenizer.json", "data.json", "config.json.tmp"}
+    written = {"data", "tokenizer.json", "data.json", "config.json.tmp"}
     return {entry.name for entry in path.iterdir()} <= written

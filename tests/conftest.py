@@ -10,6 +10,14 @@ import pytest
 jaxtyping.install_import_hook("mmrec_jax", "typechecker.check")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory):
+    """A cache of token files of the tests' own."""
+    folder = tmp_path_factory.mktemp("token_cache")
+    os.environ["MMREC_CACHE_DIR"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def quick_compiling():
     """Makes XLA optimize little: a small run spends nearly all of its time compiling."""

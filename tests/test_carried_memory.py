@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from helpers import forward, graph_of, random_tokens
 from mmrec_jax.data import stream
-from mmrec_jax.data.corpora import stream_text
-from mmrec_jax.data.tokenizers import CharTokenizer
+from mmrec_jax.data.dataset import ArrayTokens, Split
+from mmrec_jax.data.text_files import stream_text
+from mmrec_jax.data.tokenizers import CharTokenizer, document_tokens
 from mmrec_jax.evaluation import evaluate
 from mmrec_jax.training.step import EvalTokens, init_train_state, make_eval_step, make_train_step
 from small_runs import config
-from test_data import numbered
+from test_stream import numbered
 
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
@@ -42,7 +43,9 @@ def some_params():
 
 def some_split(*lengths):
     """Documents of these lengths."""
-    return numbered(*lengths)._replace(tokens=random_tokens(1, sum(lengths), vocab=64)[0])
+    split = numbered(*lengths)
+    tokens = random_tokens(1, sum(lengths), vocab=64)[0]
+    return split._replace(tokens=split.tokens._replace(tokens=tokens))
 
 
 def cross_entropies(logits, targets):
@@ -75,9 +78,9 @@ def test_every_lane_reads_its_own_stretch_in_order_once_an_epoch(lengths, seq_le
         read, documents, targets, weights = (np.concatenate(x, axis=1) for x in arrays)
         assert np.all(np.diff(read, axis=1) == 1)
         assert len(np.unique(read)) == read.size  # no lane reads what another does
-        assert 0 <= len(split.tokens) - 1 - read.size < size  # < B windows and a part of one
+        assert 0 <= split.num_tokens - 1 - read.size < size  # < B windows and a part of one
         np.testing.assert_array_equal(targets, read + 1)
-        np.testing.assert_array_equal(documents, split.documents[read])
+        np.testing.assert_array_equal(documents, split.tokens.documents[read])
         np.testing.assert_array_equal(weights, ~np.isin(targets, np.cumsum(lengths)))
 
 
@@ -96,7 +99,7 @@ def test_stretches_of_an_epoch_are_read_in_order_and_each_once(seq_len, batch_si
         assert np.all(np.diff(read, axis=1) == 1)
         assert np.all(read[:, 0] % length == 0)
         assert len(np.unique(read)) == read.size
-        assert 0 <= len(split.tokens) - 1 - read.size < batch_size * length
+        assert 0 <= split.num_tokens - 1 - read.size < batch_size * length
         epochs.append(read[:, 0])
     if len(epochs[0]) > 12:
         assert not np.array_equal(*epochs)
@@ -116,7 +119,7 @@ def test_lanes_of_an_evaluation_are_consecutive_in_order(count, seq_len, batch_s
     batches = list(stream.every_window(numbered(count), batch_size, seq_len))
     read = np.concatenate([batch.tokens for batch in batches], axis=1)
     stretches = np.arange(read.size).reshape(read.shape)
-    np.testing.assert_array_equal(read, np.minimum(stretches, count - 1))  # padded at the end
+    np.testing.assert_array_equal(read, np.where(stretches < count, stretches, 0))  # 0 is padding
     assert read.size - (count - 1) < batch_size * seq_len
     assert [batch.fresh.mean() for batch in batches] == [1] + [0] * (len(batches) - 1)
 
@@ -150,7 +153,7 @@ def compiled_step(accumulate_steps):
 def test_training_reads_on_where_the_step_before_ended(accumulate_steps):
     batches = stream.training_batches(TRAINING, small())
     here, after = (
-        [x[part].reshape(LANES, -1) for x in TRAINING[:2]] for part in (np.s_[:-1], np.s_[1:])
+        [x[part].reshape(LANES, -1) for x in TRAINING.tokens] for part in (np.s_[:-1], np.s_[1:])
     )
     whole = forward(small().model)(some_params(), *here)
     values, weights = cross_entropies(whole.logits, after[0]), here[1] == after[1]
@@ -217,12 +220,12 @@ def test_no_gradient_goes_back_into_carried_memory(accumulate_steps):
 
 def buckets(split, lanes, seq_len, values):
     """First context -> (tokens, mean of their values), token for token."""
-    steps = math.ceil(math.ceil((len(split.tokens) - 1) / seq_len) / lanes)
+    steps = math.ceil(math.ceil((split.num_tokens - 1) / seq_len) / lanes)
     found, context = {}, 0
-    for i, document in enumerate(split.documents[:-1]):
-        if i % (steps * seq_len) == 0 or document != split.documents[i - 1]:
+    for i, document in enumerate(split.tokens.documents[:-1]):
+        if i % (steps * seq_len) == 0 or document != split.tokens.documents[i - 1]:
             context = 0
-        if document == split.documents[i + 1]:
+        if document == split.tokens.documents[i + 1]:
             first = 0
             while context >= max(256, 2 * first):
                 first = max(256, 2 * first)
@@ -254,7 +257,7 @@ def pretended_step(_, batch, memory):
 def test_losses_by_context_are_those_of_a_loop_over_tokens(lengths, seq_len, lanes, carry):
     split = numbered(*lengths, 2)
     cfg = small(train__seq_len=seq_len, train__eval_batch_size=lanes)
-    values = split.tokens[:-1] % 101 + split.tokens[1:] % 7
+    values = split.tokens.tokens[:-1] % 101 + split.tokens.tokens[1:] % 7
     expected = buckets(split, lanes, seq_len, values)
     check_buckets(evaluate(pretended_step, None, split, cfg, carry), expected)
 
@@ -265,12 +268,12 @@ def test_evaluation_in_lanes_equals_one_pass_over_each_lane(carry):
     split = some_split(1120, 1, 39, 40, 272, 700, 90)
     cfg = small(train__eval_batch_size=2)
     shape = (2, 36 * WINDOW) if carry else (72, WINDOW)
-    logits = forward(cfg.model)(some_params(), *(np.resize(x, shape) for x in split[:2])).logits
-    logits = np.asarray(logits).reshape(-1, 64)[: len(split.tokens) - 1]
-    values = cross_entropies(logits, split.tokens[1:])
-    counted = split.documents[1:] == split.documents[:-1]
+    logits = forward(cfg.model)(some_params(), *(np.resize(x, shape) for x in split.tokens)).logits
+    logits = np.asarray(logits).reshape(-1, 64)[: split.num_tokens - 1]
+    values = cross_entropies(logits, split.tokens.tokens[1:])
+    counted = split.tokens.documents[1:] == split.tokens.documents[:-1]
     result = evaluate(make_eval_step(cfg.model), some_params(), split, cfg, carry)
-    assert result.tokens == counted.sum() == len(split.tokens) - 7
+    assert result.tokens == counted.sum() == split.num_tokens - 7
     assert result.loss == pytest.approx(values[counted].mean(), abs=1e-5)
     expected = buckets(split, 2, WINDOW, values)
     assert list(expected) == [0, 256, 512, 1024]
@@ -279,7 +282,7 @@ def test_evaluation_in_lanes_equals_one_pass_over_each_lane(carry):
 
 # --- a text file ---
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff"), min_size=2, max_size=80)
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff\0"), min_size=2, max_size=80)
 LONG_TEXT = "ş€😀\r\n" * 2_000  # so long that characters lie across borders of the file's buffer
 
 
@@ -294,8 +297,10 @@ def test_a_file_in_small_blocks_is_the_file_read_at_once(tmp_path_factory, text,
     tokenizer = CharTokenizer.train([text], 1_000)
     windows = stream.TextWindows(stream_text(path, block), tokenizer, size, "a text")
     batches = list(windows)
-    assert windows.num_bytes == len(text[1:].encode())
+    assert windows.num_bytes == len(text.encode())
     followers = np.concatenate([batch.targets[batch.weights == 1] for batch in batches])
-    assert tokenizer.decode(followers) == text[1:]
-    at_once = stream.every_window(stream.encode_documents([text], tokenizer), 1, size)
+    assert tokenizer.decode(followers) == text
+    tokens = document_tokens(tokenizer, text)
+    whole = Split(ArrayTokens(tokens, np.zeros_like(tokens)), len(tokens), 0)
+    at_once = stream.every_window(whole, 1, size)
     jax.tree.map(np.testing.assert_array_equal, batches, list(at_once))

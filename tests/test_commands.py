@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmrec_jax import workdir as workdirs
-from mmrec_jax.data.stream import load_dataset
+from mmrec_jax.data.dataset import load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.training.loop import train
 from small_runs import ROOT, config, one_error_line, run, train_flags
@@ -127,7 +127,8 @@ def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
 
 
 def test_a_workdir_that_was_left_half_made_is_made_anew(tmp_path):
-    for name in ("validation.npz", "tokenizer.json", "config.json.tmp"):
+    (tmp_path / "data").mkdir()
+    for name in ("data/index.json", "tokenizer.json", "config.json.tmp"):
         (tmp_path / name).write_text("cut o")
     workdirs.prepare(tmp_path, config(), load_dataset(config()))
     before = contents(tmp_path)

@@ -117,7 +117,7 @@ def test_a_whole_number_is_a_number():
         ({"model__saliency_weight": -0.5}, ["model.saliency_weight is -0.5", "at least 0"]),
         ({"data__source": "web"}, ["data.source is 'web'", "sample, text"]),
         ({"data__source": "text"}, ["data.path is empty"]),
-        ({"data__tokenizer": "word"}, ["data.tokenizer is 'word'", "char"]),
+        ({"data__tokenizer": "word"}, ["data.tokenizer is 'word'", "go together"]),
         ({"data__validation_fraction": 0.0}, ["data.validation_fraction is 0.0"]),
         ({"data__test_fraction": 0.5}, ["data.test_fraction is 0.5"]),
         ({"data__sample_chars": 0}, ["data.sample_chars is 0", "at least 1"]),

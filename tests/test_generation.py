@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import helpers
 import mmrec_jax
+from mmrec_jax.data.tokenizers import document_tokens
 from mmrec_jax.errors import UserError
 from mmrec_jax.generation import Generator, Sampling, StopStrings, draw
 from mmrec_jax.training.loop import train
@@ -28,7 +29,7 @@ GREEDY = Sampling(temperature=0.0)
 @functools.cache
 def generator(used_vocab=helpers.VOCAB):
     config = helpers.small_config()
-    return Generator(config, helpers.random_params(config), used_vocab)
+    return Generator(config, helpers.random_params(config), range(used_vocab))
 
 
 def written(session, count, sampling, used_vocab=helpers.VOCAB):
@@ -148,12 +149,20 @@ def test_a_batch_writes_what_each_prompt_alone_would_get(lm):
     prompts = ["The old ", "A", "The young queen and the"]
     for prompt, text in zip(prompts, lm.generate(prompts, 20, temperature=0), strict=True):
         assert len(text) == 20
-        ids = lm.tokenizer.encode(prompt + text)
-        logits = lm.logits(ids)[len(prompt) - 1 : -1, : lm.tokenizer.vocab_size]
-        chosen = logits[np.arange(20), ids[len(prompt) :]]
+        ids = document_tokens(lm.tokenizer, prompt + text)
+        logits = lm.logits(ids)[len(prompt) : -1]
+        chosen = logits[np.arange(20), ids[len(prompt) + 1 :]]
+        logits = logits[:, lm.tokenizer.text_ids]
         # Two tokens may be equally likely but for rounding.
         np.testing.assert_allclose(chosen, logits.max(axis=1), rtol=0, atol=1e-5)
     assert lm.generate([]) == []
+
+
+def test_without_a_prompt_a_document_is_begun(lm):
+    text = lm.generate("", 20, temperature=0)
+    logits = lm.logits(document_tokens(lm.tokenizer, text))[:-1, lm.tokenizer.text_ids]
+    ids = lm.tokenizer.encode(text) - lm.tokenizer.text_ids.start
+    np.testing.assert_allclose(logits[np.arange(20), ids], logits.max(axis=1), rtol=0, atol=1e-5)
 
 
 def test_a_stream_is_the_text_piece_by_piece(lm):
@@ -170,7 +179,7 @@ def test_text_ends_before_a_stop_string(lm):
 
 def test_logits_and_perplexity_are_those_of_one_reading(lm):
     text = "The old king and the queen. " * 20
-    ids = lm.tokenizer.encode(text)
+    ids = document_tokens(lm.tokenizer, text)
     logits = lm.logits(ids).astype(np.float64)
     assert logits.shape == (len(ids), lm.config.model.vocab_size)
     padded = np.resize(ids, (1, 1024))
@@ -179,8 +188,8 @@ def test_logits_and_perplexity_are_those_of_one_reading(lm):
     np.testing.assert_allclose(logits, whole, rtol=0, atol=1e-5)
     losses = np.log(np.exp(logits).sum(axis=1))[:-1] - logits[np.arange(len(ids) - 1), ids[1:]]
     assert lm.perplexity(text) == pytest.approx(np.exp(losses.mean()), rel=1e-5)
-    with pytest.raises(UserError, match="the text has no character to predict"):
-        lm.perplexity("x")
+    with pytest.raises(UserError, match="the text has nothing to predict"):
+        lm.perplexity("")
 
 
 def generate(workdir, *flags):
@@ -199,7 +208,7 @@ def test_a_session_goes_on_in_a_new_process_as_if_it_had_not_stopped(lm, workdir
     unbroken = session.generate("", 30, seed=3)
     session.save(tmp_path / "later")
     further = session.generate(" A queen", 10, seed=3)
-    assert session.tokens_read == 12 + 30 + 8 + 10
+    assert session.tokens_read == 1 + 12 + 30 + 8 + 10  # the first starts the document
 
     flags = ["--checkpoint=final", f"--session={tmp_path / 'session'}", "--seed=3"]
     done = generate(workdir, *flags, "--tokens=30")
@@ -230,7 +239,6 @@ def test_sessions_that_cannot_go_on_are_refused(lm, workdir, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--prompt is missing"),
         (["--session=s", "--prompt=a", "--prompt=b"], "--session goes with one --prompt"),
         (["--prompt=a", "--top_p=2"], "top_p is 2.0; it must be above 0 and at most 1"),
     ],

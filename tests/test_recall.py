@@ -11,6 +11,7 @@ from mmrec_jax import recall_suite
 from mmrec_jax import workdir as workdirs
 from mmrec_jax.config import from_mapping
 from mmrec_jax.data import recall, stream
+from mmrec_jax.data.dataset import load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.training.loop import train
 
@@ -64,7 +65,7 @@ def config(**overrides):
 
 
 def test_training_texts_predict_answers_only_and_are_new_in_every_step():
-    batches = stream.training_batches(stream.load_dataset(config()).train, config())
+    batches = stream.training_batches(load_dataset(config()).train, config())
     gaps, seen = set(), set()
     for step in range(40):
         batch = batches[step]
@@ -80,7 +81,7 @@ def test_training_texts_predict_answers_only_and_are_new_in_every_step():
             seen.add(tuple(tokens))
     assert len(seen) == 40 * 6
     assert len(gaps) > 15
-    again = stream.training_batches(stream.load_dataset(config()).train, config())[39]
+    again = stream.training_batches(load_dataset(config()).train, config())[39]
     for a, b in zip(again, batch, strict=True):
         np.testing.assert_array_equal(a, b)
     other_seed = config(train__seed=1)
@@ -103,8 +104,8 @@ def test_training_texts_may_have_fewer_pairs():
 
 
 def test_held_out_texts_are_not_those_of_training():
-    dataset = stream.load_dataset(config())
-    splits = [split.tokens.reshape(-1, 32) for split in (dataset.validation, dataset.test)]
+    dataset = load_dataset(config())
+    splits = [split.tokens.tokens.reshape(-1, 32) for split in (dataset.validation, dataset.test)]
     texts = [{tuple(row) for row in split} for split in splits]
     assert not texts[0] & texts[1]
     (batch,) = [next(iter(stream.every_window(dataset.validation, 6, 32)))]
@@ -159,7 +160,7 @@ def test_suite_asks_the_same_facts_after_more_and_more_noise(monkeypatch, sight)
 
 
 def test_the_suite_refuses_runs_of_other_texts(tmp_path):
-    workdirs.prepare(tmp_path, small_runs.config(), stream.load_dataset(small_runs.config()))
+    workdirs.prepare(tmp_path, small_runs.config(), load_dataset(small_runs.config()))
     (tmp_path / "checkpoints/1").mkdir(parents=True)
     (tmp_path / "checkpoints/1/_CHECKPOINT_METADATA").touch()
     with pytest.raises(UserError, match=r"trained on data.source 'sample'; the suite 'recall'"):
@@ -177,8 +178,8 @@ def test_a_trained_model_recalls_facts_after_twenty_times_the_length_it_was_trai
 
 def test_too_many_pairs_are_refused():
     with pytest.raises(UserError, match="needs 40 tokens"):
-        stream.load_dataset(config(data__recall_pairs=10))
+        load_dataset(config(data__recall_pairs=10))
     with pytest.raises(UserError, match="64 keys"):
-        stream.load_dataset(config(data__recall_pairs=65, train__seq_len=512))
+        load_dataset(config(data__recall_pairs=65, train__seq_len=512))
     with pytest.raises(UserError, match="need 179"):
-        stream.load_dataset(config(model__vocab_size=100))
+        load_dataset(config(model__vocab_size=100))

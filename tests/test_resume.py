@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmrec_jax.data.stream import load_dataset
+from mmrec_jax.data.dataset import load_dataset
 from mmrec_jax.evaluation import evaluate
 from mmrec_jax.training.loop import Trainer
 from mmrec_jax.training.step import init_train_state

@@ -18,8 +18,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 from helpers import forward
 from mmrec_jax.config import Config
-from mmrec_jax.data.corpora import sample_corpus
+from mmrec_jax.data.corpora import sample_texts
 from mmrec_jax.data.stream import Batch
+from mmrec_jax.data.tokenizers import document_tokens
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import evaluate_run, restore_params
 from mmrec_jax.training.checkpoints import Checkpoints, is_better
@@ -55,7 +56,7 @@ def finished(tmp_path_factory) -> Finished:
     Its learning rate rises in the end, so that its best checkpoint is not one of the last.
     """
     folder = tmp_path_factory.mktemp("finished")
-    text = sample_corpus(0, 3000).train[0].replace("e", "ğ").replace("o", "ş")[:3000]
+    text = sample_texts(0, 3000)[0].replace("e", "ğ").replace("o", "ş")[:3000]
     texts, files = [text[:2550], text[2550:]], [folder / "a.txt", folder / "b.txt"]
     for file, content in zip(files, texts, strict=True):
         file.write_text(content, encoding="utf-8")
@@ -177,8 +178,9 @@ def test_the_picture_of_the_losses_can_be_read(finished):
 
 def text_of(split, tokenizer):
     """The text of a split, document for document."""
-    starts = np.flatnonzero(np.diff(split.documents)) + 1
-    return [tokenizer.decode(tokens.tolist()) for tokens in np.split(split.tokens, starts)]
+    tokens, documents = split.tokens.read(0, split.num_tokens)
+    starts = np.flatnonzero(np.diff(documents)) + 1
+    return [tokenizer.decode(tokens.tolist()) for tokens in np.split(tokens, starts)]
 
 
 def test_evaluation_agrees_with_the_log_and_with_numpy(finished):
@@ -192,13 +194,16 @@ def test_evaluation_agrees_with_the_log_and_with_numpy(finished):
     run = open_run(finished.workdir)
     params, split = restore_params(run, values["step"]), run.split("validation")
     seq_len, vocab = run.config.train.seq_len, run.config.model.vocab_size
-    count = len(split.tokens) - 1
+    tokens, documents = split.tokens.read(0, split.num_tokens)
+    count = len(tokens) - 1
     windows = -(-count // seq_len)
-    padded = [np.resize(x, windows * seq_len).reshape(windows, seq_len) for x in split[:2]]
+    padded = [
+        np.resize(x, windows * seq_len).reshape(windows, seq_len) for x in (tokens, documents)
+    ]
     logits = forward(run.config.model)(params, *padded).logits
     logits = np.asarray(logits, np.float64).reshape(-1, vocab)[:count]
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    targets, within = split.tokens[1:], split.documents[1:] == split.documents[:-1]
+    targets, within = tokens[1:], documents[1:] == documents[:-1]
     losses = -log_probabilities[np.arange(count), targets][within]
     assert not within.all()
     assert values["tokens"] == len(losses)
@@ -209,7 +214,7 @@ def test_evaluation_agrees_with_the_log_and_with_numpy(finished):
     documents = text_of(split, run.tokenizer)
     assert "".join(documents) == "".join(finished.texts)[2400:2700]
     assert [len(document) for document in documents] == [150, 150]
-    num_bytes = sum(len(document[1:].encode()) for document in documents)
+    num_bytes = sum(len(document.encode()) for document in documents)
     assert num_bytes > len(losses)
     bits = losses.sum() / math.log(2)
     assert values["bits_per_byte"] == pytest.approx(bits / num_bytes, rel=1e-5)
@@ -223,29 +228,29 @@ def test_a_text_file_is_read_as_one_text_of_any_length(finished, tmp_path):
     assert values["text"] == str(tmp_path / "a.txt")
 
     run = open_run(finished.workdir)
-    tokens = run.tokenizer.encode(text)
+    tokens = document_tokens(run.tokenizer, text)
     padded = jnp.zeros((1, 1024), jnp.int32).at[0, : len(tokens)].set(tokens)
     model = nnx.merge(model_graph(run.config.model), restore_params(run, 74))
     logits = np.asarray(model(padded, jnp.zeros_like(padded)).logits[0], np.float64)
     logits = logits[: len(tokens) - 1]
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), tokens[1:]]
-    assert values["tokens"] == len(losses) == 1002
+    assert values["tokens"] == len(losses) == 1003
     assert values["loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert values["accuracy"] == (logits.argmax(axis=1) == tokens[1:]).mean()
-    num_bytes = len(text[1:].encode())
+    num_bytes = len(text.encode())
     assert values["bits_per_byte"] == pytest.approx(
         losses.sum() / math.log(2) / num_bytes, rel=1e-5
     )
     buckets = values["by_position"]
     assert [bucket["first"] for bucket in buckets] == [0, 256, 512]
-    assert [bucket["tokens"] for bucket in buckets] == [256, 256, 490]
+    assert [bucket["tokens"] for bucket in buckets] == [256, 256, 491]
     for bucket, part in zip(buckets, np.split(losses, [256, 512]), strict=True):
         assert bucket["loss"] == pytest.approx(part.mean(), rel=1e-5)
 
 
-def test_a_text_of_one_character_has_nothing_to_predict(finished, tmp_path):
-    (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(UserError, match=r"a\.txt has no character to predict"):
+def test_an_empty_text_has_nothing_to_predict(finished, tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(UserError, match=r"a\.txt has nothing to predict"):
         evaluate_run(finished.workdir, "final", "test", tmp_path / "a.txt")
 
 

@@ -1,110 +1,106 @@
 """Where text comes from: documents of a training, a validation and a test split.
 
-The splits are contiguous, in that order: a validation split taken from between training sentences
-would flatter the model.
+sample       generated sentences, no file needed
+text         UTF-8 files (data/text_files.py)
+jsonl        JSON lines, a document each
+python_docs  the language reference that every CPython carries
+tfds         a TensorFlow dataset, without TensorFlow (data/tfds_source.py)
+
+A corpus is a stream of pieces, so that its size does not matter. Its splits are contiguous, in that
+order: a validation split taken from between training sentences would flatter the model.
 """
 
-import glob
+import pydoc_data.topics
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from mmrec_jax.config import DataConfig
-from mmrec_jax.errors import UserError
+from mmrec_jax.data import text_files
+from mmrec_jax.data.text_files import Piece
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = ("validation", "test")
 
 
-class Splits(NamedTuple):
-    """Documents of each split."""
+class Part(NamedTuple):
+    """A stretch of the corpus and how it is shared between splits."""
 
-    train: list[str]
-    validation: list[str]
-    test: list[str]
-
-
-def load_corpus(config: DataConfig) -> Splits:
-    """The documents that a config names.
-
-    Raises:
-        UserError: no file, an empty or unreadable file, or text that is not UTF-8.
-    """
-    if config.source == "sample":
-        return sample_corpus(config.sample_seed, config.sample_chars)
-    documents = [read_text(path) for path in _matching_files(config.path)]
-    return split_documents(documents, config.validation_fraction, config.test_fraction)
+    pieces: Callable[[], Iterator[Piece]]  # reads it, from its start, each time
+    shares: tuple[tuple[str, float], ...]  # splits in order, and their shares of the characters
 
 
-# --- text files ---
+class Corpus(NamedTuple):
+    parts: tuple[Part, ...]
+    files: tuple[Path, ...] = ()  # the content depends on these alone; none: on the config alone
 
 
-def _matching_files(pattern: str) -> list[Path]:
-    paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-    files = [path for path in paths if path.is_file()]
-    if not files:
-        raise UserError(f"data.path {pattern!r} matches no file (looked from {Path.cwd()})")
-    return files
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file.
+def open_corpus(config: DataConfig) -> Corpus:
+    """The corpus that a config names.
 
     Raises:
-        UserError: the file is missing, unreadable, empty or not UTF-8.
+        UserError: there is no such file or dataset. What is in a file shows when it is read.
     """
-    try:
-        data = path.read_bytes()
-        text = data.decode().removeprefix("\N{BYTE ORDER MARK}")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path} is not UTF-8 text: byte {error.start} (line {line}) is "
-            f"0x{data[error.start]:02x}; convert the file to UTF-8"
-        ) from error
-    if not text:
-        raise UserError(f"{path} is empty; leave it out of data.path")
-    return text
+    match config.source:
+        case "sample":
+            return _sample(config.sample_seed, config.sample_chars)
+        case "python_docs":
+            return Corpus((Part(_python_docs, _fractions(config)),))
+        case "tfds":
+            from mmrec_jax.data import tfds_source  # slow to import
+
+            return tfds_source.open_corpus(config, _fractions(config))
+    read = text_files.read_text if config.source == "text" else text_files.read_jsonl
+    files = text_files.matching_files(config.path, config.source)
+
+    def pieces() -> Iterator[Piece]:
+        for path in files:
+            yield from read(path) if config.source == "text" else read(path, config.field)
+
+    return Corpus((Part(pieces, _fractions(config)),), tuple(files))
 
 
-def stream_text(path: Path, block: int = 2**20) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces of at most `block` characters: for texts of any length.
-
-    Raises:
-        UserError: the file is missing, unreadable or not UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            while text := file.read(block):
-                yield text
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; convert the file to UTF-8") from error
-
-
-def split_documents(
-    documents: list[str], validation_fraction: float, test_fraction: float
-) -> Splits:
-    """Cuts documents, in their order, into contiguous splits by number of characters."""
-    total = sum(map(len, documents))
-    test_start = total - round(total * test_fraction)
-    validation_start = test_start - round(total * validation_fraction)
-    return Splits(
-        _between(documents, 0, validation_start),
-        _between(documents, validation_start, test_start),
-        _between(documents, test_start, total),
+def _fractions(config: DataConfig) -> tuple[tuple[str, float], ...]:
+    held_out = config.validation_fraction + config.test_fraction
+    return (
+        ("train", 1 - held_out),
+        ("validation", config.validation_fraction),
+        ("test", config.test_fraction),
     )
 
 
-def _between(documents: list[str], start: int, end: int) -> list[str]:
-    parts, position = [], 0
-    for document in documents:
-        part = document[max(start - position, 0) : max(end - position, 0)]
-        if part:
-            parts.append(part)
-        position += len(document)
-    return parts
+def split_pieces(part: Part, total: int) -> Iterator[tuple[str, Piece]]:
+    """The pieces of a part, cut where a split ends, each with the name of its split.
+
+    Args:
+        part: what to read.
+        total: its number of characters.
+    """
+    ends, end = [], total
+    for name, share in reversed(part.shares):
+        ends.append((end, name))
+        end -= round(total * share)
+    position, (end, name) = 0, ends.pop()
+    begins = True
+    for text, starts_document in part.pieces():
+        begins |= starts_document
+        while text:
+            while position == end and ends:
+                (end, name), begins = ends.pop(), True
+            here, text = text[: end - position], text[end - position :]
+            yield name, Piece(here, begins)
+            position += len(here)
+            begins = False
+
+
+# --- Python's documentation ---
+
+
+def _python_docs() -> Iterator[Piece]:
+    topics = pydoc_data.topics.topics
+    for name in sorted(topics):
+        yield Piece(topics[name], begins=True)
 
 
 # --- generated sentences ---
@@ -145,13 +141,24 @@ def _sentence(rng: random.Random) -> str:
     return sentence.capitalize() + ".\n"
 
 
-def sample_corpus(seed: int, train_chars: int) -> Splits:
+def _sample(seed: int, train_chars: int) -> Corpus:
+    texts = sample_texts(seed, train_chars)
+
+    def part(name, text):
+        return Part(lambda: iter([Piece(text, begins=True)]), ((name, 1.0),))
+
+    return Corpus(tuple(map(part, SPLITS, texts)))
+
+
+def sample_texts(seed: int, train_chars: int) -> tuple[str, str, str]:
     """Short English sentences from a small grammar, none of them twice in the whole corpus.
 
     Args:
         seed: of the generator.
-        train_chars: least number of characters of the training split; validation and test get a
-            tenth of that each.
+        train_chars: least number of characters of the training text.
+
+    Returns:
+        Texts for training, validation and test; the last two have a tenth of that each.
     """
     rng = random.Random(seed)
     seen: set[str] = set()
@@ -167,4 +174,4 @@ def sample_corpus(seed: int, train_chars: int) -> Splits:
         return "".join(sentences)
 
     tenth = -(-train_chars // 10)
-    return Splits([document(train_chars)], [document(tenth)], [document(tenth)])
+    return document(train_chars), document(tenth), document(tenth)

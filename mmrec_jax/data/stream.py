@@ -1,16 +1,19 @@
 """Batches of tokens. A batch is a function of the step number, so resuming needs nothing else."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import grain
 import numpy as np
 
 from mmrec_jax.config import Config
-from mmrec_jax.data import recall
-from mmrec_jax.data.corpora import load_corpus
-from mmrec_jax.data.tokenizers import CharTokenizer, Tokenizer
+from mmrec_jax.data.dataset import ArrayTokens, Split, recall_texts
+from mmrec_jax.data.encoding import blocks
+from mmrec_jax.data.text_files import Piece
+from mmrec_jax.data.tokenizers import Tokenizer, document_tokens
 from mmrec_jax.errors import UserError
+
+PREFETCH = 8  # batches made before they are asked for
 
 
 class Batch(NamedTuple):
@@ -20,121 +23,68 @@ class Batch(NamedTuple):
     """
 
     tokens: np.ndarray  # int32
-    documents: np.ndarray  # int32, the id of each token's document
+    documents: np.ndarray  # int32, the number of each token's document
     targets: np.ndarray  # int32, the next tokens
     weights: np.ndarray  # float32: 1 where the next token is to be predicted, else 0
     fresh: np.ndarray  # bool: false where the sequence goes on from that of the batch before
 
 
-class Split(NamedTuple):
-    """The tokens of a split, in the order of the corpus."""
+class Host(NamedTuple):
+    """Which share of each batch this process reads."""
 
-    tokens: np.ndarray  # int32 [tokens]
-    documents: np.ndarray  # int32 [tokens]
-    num_bytes: int  # UTF-8 bytes of the text that is predicted: all but each document's first token
-    answers: np.ndarray | None = None  # bool [tokens]: the only ones to predict; None: all
+    index: int = 0
+    count: int = 1
 
-
-class Dataset(NamedTuple):
-    tokenizer: Tokenizer
-    train: Split  # empty where training texts are made on the fly
-    validation: Split
-    test: Split
-
-    def fingerprint(self) -> str:
-        """Changes with any token, document boundary or split."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
-            for array in (split.tokens, split.documents):
-                digest.update(len(array).to_bytes(8, "little") + array.tobytes())
-        return digest.hexdigest()  # answers follow from the tokens
-
-
-def load_dataset(config: Config) -> Dataset:
-    """Reads, splits and tokenizes the corpus.
-
-    Raises:
-        UserError: no text, or less than one training batch or one prediction of it.
-    """
-    if config.data.source == "recall":
-        return _recall_dataset(config)
-    corpus = load_corpus(config.data)
-    tokenizer = CharTokenizer.train(corpus.train, config.model.vocab_size)
-    splits = [encode_documents(documents, tokenizer) for documents in corpus]
-    dataset = Dataset(tokenizer, *splits)
-    batch_size, seq_len = config.train.batch_size, config.train.seq_len
-    if num_windows(dataset.train, seq_len) < batch_size:
-        raise UserError(
-            f"the training split has {len(dataset.train.tokens):,} tokens, but one batch of "
-            f"{batch_size} x {seq_len} needs {batch_size * seq_len + 1:,}; add text, or lower "
-            "train.batch_size or train.seq_len"
-        )
-    for name in ("validation", "test"):
-        if not getattr(dataset, name).num_bytes:
+    def rows(self, batch_size: int) -> slice:
+        """Raises UserError where the batch has no equal shares."""
+        if batch_size % self.count:
             raise UserError(
-                f"the {name} split has no token to predict; add text, or raise data.{name}_fraction"
+                f"train.batch_size {batch_size} is not divisible by the {self.count} hosts"
             )
-    return dataset
+        share = batch_size // self.count
+        return slice(self.index * share, (self.index + 1) * share)
 
 
-def _recall_dataset(config: Config) -> Dataset:
-    recall.check_lengths(config.data.recall_pairs, config.train.seq_len)
-    if config.model.vocab_size < recall.TOKENIZER.vocab_size:
-        raise UserError(
-            f"model.vocab_size is {config.model.vocab_size}; recall's texts need "
-            f"{recall.TOKENIZER.vocab_size}"
-        )
-    train = encode_documents([], recall.TOKENIZER)
-    held_out = [
-        _recall_texts(config, np.random.default_rng((config.data.sample_seed, split)), count=256)
-        for split in (1, 2)
-    ]
-    return Dataset(recall.TOKENIZER, train, *held_out)
-
-
-def _recall_texts(config: Config, rng: np.random.Generator, count: int) -> Split:
-    """Texts of the training length, each a document of its own."""
-    seq_len, data = config.train.seq_len, config.data
-    tokens, answers = recall.make_training_texts(
-        rng, data.recall_pairs, count, seq_len, data.recall_fewest or data.recall_pairs
-    )
-    return Split(
-        tokens=tokens.ravel(),
-        documents=np.repeat(np.arange(count, dtype=np.int32), seq_len),
-        num_bytes=len(recall.TOKENIZER.decode(tokens[answers])),
-        answers=answers.ravel(),
-    )
-
-
-def encode_documents(documents: list[str], tokenizer: Tokenizer) -> Split:
-    """One split of some documents."""
-    encoded = [tokenizer.encode(document) for document in documents]
-    lengths = [len(tokens) for tokens in encoded]
-    return Split(
-        tokens=np.concatenate([np.zeros(0, np.int32), *encoded]),
-        documents=np.repeat(np.arange(len(documents), dtype=np.int32), lengths),
-        num_bytes=sum(len(document[1:].encode()) for document in documents),
-    )
+ALONE = Host()
 
 
 def num_windows(split: Split, seq_len: int) -> int:
     """Whole windows of `seq_len` predictions."""
-    return max(len(split.tokens) - 1, 0) // seq_len
+    return max(split.num_tokens - 1, 0) // seq_len
+
+
+def _shuffled(count: int, seed: int, epoch: int) -> grain.MapDataset:
+    """A permutation of range(count): not an array, so that `count` may be of any size."""
+    (number,) = np.random.SeedSequence((seed, epoch)).generate_state(1)
+    return grain.MapDataset.range(count).shuffle(seed=int(number))
+
+
+# --- training ---
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Training batches."""
+
+    steps_per_epoch: int
+
+    def __getitem__(self, step: int) -> Batch:
+        """This host's rows of the batch of a step, counted from 0 over all epochs."""
 
 
 class ShuffledWindows:
     """Training batches: every window once an epoch, in an order drawn anew for each."""
 
-    def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int):
+    def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int, host: Host = ALONE):
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
+        self._rows = host.rows(batch_size)
         self._num_windows = num_windows(split, seq_len)
         self.steps_per_epoch = self._num_windows // batch_size
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of training step `step`, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self._seed, epoch)).permutation(self._num_windows)
-        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
+        order = _shuffled(self._num_windows, self._seed, epoch)
+        chosen = [order[index * self._batch_size + row] for row in _indices(self._rows)]
         return _windows(self._split, chosen, self._seq_len, fresh=True)
 
 
@@ -145,9 +95,18 @@ class ContiguousLanes:
     are left out.
     """
 
-    def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int, stretch: int = 0):
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        stretch: int = 0,
+        host: Host = ALONE,
+    ):
         """`stretch`: its length in windows, each epoch in an order drawn anew; 0: one a lane."""
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
+        self._rows = host.rows(batch_size)
         windows = num_windows(split, seq_len)
         longest = windows // batch_size
         self._stretch = min(stretch, longest) if stretch else longest
@@ -155,44 +114,70 @@ class ContiguousLanes:
         self.steps_per_epoch = self._num_stretches // batch_size * self._stretch
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of training step `step`, counted from 0 over all epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         turn, window = divmod(index, self._stretch)
-        order = np.arange(self._num_stretches)
+        order = range(self._num_stretches)
         if self.steps_per_epoch > self._stretch:
-            order = np.random.default_rng((self._seed, epoch)).permutation(order)
-        chosen = order[turn * self._batch_size : (turn + 1) * self._batch_size]
-        first = chosen * self._stretch
-        return _windows(self._split, first + window, self._seq_len, fresh=window == 0)
+            order = _shuffled(self._num_stretches, self._seed, epoch)
+        chosen = [
+            order[turn * self._batch_size + row] * self._stretch + window
+            for row in _indices(self._rows)
+        ]
+        return _windows(self._split, chosen, self._seq_len, fresh=window == 0)
 
 
 class RecallTexts:
     """Training batches of recall's texts: new ones in every step."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, host: Host = ALONE):
         self._config = config
+        self._rows = host.rows(config.train.batch_size)
         self.steps_per_epoch = config.data.recall_steps
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of training step `step`, counted from 0 over all epochs."""
         train = self._config.train
         rng = np.random.default_rng((self._config.data.sample_seed, 0, train.seed, step))
-        split = _recall_texts(self._config, rng, train.batch_size)
-        return _windows(split, np.arange(train.batch_size), train.seq_len, fresh=True)
+        split = recall_texts(self._config, rng, train.batch_size)
+        return _windows(split, _indices(self._rows), train.seq_len, fresh=True)
 
 
-def training_batches(
-    split: Split, config: Config
-) -> ShuffledWindows | ContiguousLanes | RecallTexts:
+def _indices(rows: slice) -> range:
+    return range(rows.start, rows.stop)
+
+
+def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batches:
     """Contiguous lanes where memory is carried from step to step, else shuffled windows."""
     train = config.train
     if config.data.source == "recall":
-        return RecallTexts(config)
+        return RecallTexts(config, host)
     if train.carry_memory:
         return ContiguousLanes(
-            split, train.batch_size, train.seq_len, train.seed, train.carry_windows
+            split, train.batch_size, train.seq_len, train.seed, train.carry_windows, host
         )
-    return ShuffledWindows(split, train.batch_size, train.seq_len, train.seed)
+    return ShuffledWindows(split, train.batch_size, train.seq_len, train.seed, host)
+
+
+class _Steps:
+    """Batches as a source of Grain's: it wants to know how many there are."""
+
+    def __init__(self, batches: Batches, first: int, last: int):
+        self._batches, self._first, self._last = batches, first, last
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._batches[self._first + index]
+
+
+def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:
+    """The batches of steps `first` to `last` - 1, made by threads before they are asked for."""
+    dataset = grain.MapDataset.source(_Steps(batches, first, last))
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
+    return iter(dataset.to_iter_dataset(options))
+
+
+# --- evaluation ---
 
 
 def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]:
@@ -200,17 +185,17 @@ def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]
 
     Each lane of the batch reads its own stretch in order.
     """
-    count = -(-(len(split.tokens) - 1) // seq_len)
+    count = -(-(split.num_tokens - 1) // seq_len)
     steps = -(-count // batch_size)
-    first = np.arange(batch_size) * steps
     for index in range(steps):
-        yield _windows(split, first + index, seq_len, fresh=index == 0)
+        chosen = [lane * steps + index for lane in range(batch_size)]
+        yield _windows(split, chosen, seq_len, fresh=index == 0)
 
 
 class TextWindows:
     """A text of any length as evaluation batches of one sequence, in constant memory.
 
-    After the last batch, `num_bytes` are the UTF-8 bytes of all characters but the first.
+    After the last batch, `num_bytes` are the UTF-8 bytes of what was predicted.
     """
 
     def __init__(self, pieces: Iterable[str], tokenizer: Tokenizer, seq_len: int, name: str):
@@ -223,39 +208,47 @@ class TextWindows:
         """The batches.
 
         Raises:
-            UserError: there are less than two characters.
+            UserError: there is nothing to predict.
         """
-        tokens, fresh, self.num_bytes = np.zeros(0, np.int32), True, 0
-        for text in filter(None, self._pieces):
-            self.num_bytes += len(text.encode("utf-8", "surrogatepass"))
-            if fresh and not len(tokens):
-                self.num_bytes -= len(text[0].encode("utf-8", "surrogatepass"))
-            tokens = np.concatenate([tokens, self._tokenizer.encode(text)])
+        tokens, fresh, self.num_bytes = document_tokens(self._tokenizer, ""), True, 0
+        for block in blocks(Piece(text, begins=False) for text in self._pieces):
+            for text, _ in block:
+                self.num_bytes += len(text.encode("utf-8", "surrogatepass"))
+                tokens = np.concatenate([tokens, self._tokenizer.encode(text)])
             while len(tokens) > self._seq_len:
                 yield self._batch(tokens, fresh)
                 tokens, fresh = tokens[self._seq_len :], False
         if len(tokens) > 1:
             yield self._batch(tokens, fresh)
         elif fresh:
-            raise UserError(f"{self._name} has no character to predict; it needs at least two")
+            raise UserError(f"{self._name} has nothing to predict; is it empty?")
 
     def _batch(self, tokens: np.ndarray, fresh: bool) -> Batch:
-        split = Split(tokens, np.zeros_like(tokens), 0)
-        return _windows(split, np.zeros(1, int), self._seq_len, fresh)
+        split = Split(
+            ArrayTokens(tokens, np.zeros_like(tokens)), len(tokens), 0, self._tokenizer.padding
+        )
+        return _windows(split, [0], self._seq_len, fresh)
 
 
-def _windows(split: Split, chosen: np.ndarray, seq_len: int, fresh: bool) -> Batch:
-    """Windows by number; what lies past the end is padding that repeats the last token."""
-    last = len(split.tokens) - 1
-    position = chosen[:, None] * seq_len + np.arange(seq_len)
-    here, after = np.minimum(position, last), np.minimum(position + 1, last)
-    known = (position < last) & (split.documents[here] == split.documents[after])
-    if split.answers is not None:
-        known &= split.answers[after]
+def _windows(split: Split, chosen: Iterable[int], seq_len: int, fresh: bool) -> Batch:
+    """Windows by number; what lies past the end of the split is padding."""
+    shape = len(list(chosen)), seq_len + 1
+    tokens, documents = np.full(shape, split.padding, np.int32), np.zeros(shape, np.int32)
+    known = np.zeros(shape, bool)
+    for row, window in enumerate(chosen):
+        start = window * seq_len
+        stop = min(start + seq_len + 1, split.num_tokens)
+        if start >= stop:
+            continue
+        here = slice(stop - start)
+        tokens[row, here], documents[row, here] = split.tokens.read(start, stop)
+        documents[row, stop - start :] = documents[row, stop - start - 1]
+        known[row, here] = True if split.answers is None else split.answers[start:stop]
+    known[:, 1:] &= documents[:, 1:] == documents[:, :-1]
     return Batch(
-        tokens=split.tokens[here],
-        documents=split.documents[here],
-        targets=split.tokens[after],
-        weights=known.astype(np.float32),
-        fresh=np.full(len(chosen), fresh),
+        tokens=tokens[:, :-1],
+        documents=documents[:, :-1],
+        targets=tokens[:, 1:],
+        weights=known[:, 1:].astype(np.float32),
+        fresh=np.full(len(tokens), fresh),
     )

@@ -1,17 +1,79 @@
-"""Tokenizers: text to token ids and back."""
+"""Tokenizers: text to token ids and back.
 
+char    one token a character; what is not in the vocabulary is unknown
+byte    one token a UTF-8 byte
+bpe     byte-level byte pair encoding, trained on the training split
+*.json  a tokenizer.json of the `tokenizers` library
+word    one token a word of a closed vocabulary (data/recall.py)
+
+Ids 0 and 1 are padding and the start of a document, which no text encodes to; a tokenizer.json gets
+them as its last two ids unless it has `<pad>` and `<doc>`.
+"""
+
+import codecs
 import collections
+import functools
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
+import tokenizers as hf
 
-UNKNOWN = 0  # token id of any character outside the vocabulary
+from mmrec_jax.errors import UserError
+
+PADDING, DOCUMENT = 0, 1
+SPECIAL = ("<pad>", "<doc>")
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+KINDS = ("char", "byte", "bpe", "word")
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Tokens to text as they come, no character before it is whole."""
+
+    def feed(self, token: int) -> str:
+        """What can be shown now that this token has come."""
+
+    def rest(self) -> str:
+        """What is left when no more come; parts of a character as U+FFFD."""
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the code asks of a tokenizer."""
+
+    padding: int  # id of the token that fills up
+    document: int | None  # id of the token a document starts with; None: it has none
+    unknown: int | None  # id of what the vocabulary does not have; None: it has everything
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+
+    @property
+    def text_ids(self) -> range:
+        """Ids that stand for text; the only ones to be written."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32 [tokens]."""
+
+    def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
+        """The text of token ids; ids that stand for nothing become nothing."""
+
+    def decoder(self) -> Decoder:
+        """For one stream of tokens."""
+
+    def to_json(self) -> str:
+        """All of it, for `tokenizer_from_json`."""
 
 
 class CharTokenizer:
-    """One token a character. Id 0 is the unknown character."""
+    """One token a character. Id 2 is any unknown one."""
+
+    padding, document, unknown = PADDING, DOCUMENT, 2
+    first = 3
 
     def __init__(self, characters: Sequence[str]):
         """`characters`: the vocabulary in code point order, without the unknown character."""
@@ -20,40 +82,162 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "CharTokenizer":
-        """The most frequent characters of the texts, `vocab_size` with the unknown one at most."""
+        """The most frequent characters of the texts, `vocab_size` with the three ids before."""
         counts: collections.Counter[str] = collections.Counter()
         for text in texts:
             counts.update(text)
         counts.pop(UNKNOWN_CHARACTER, None)
         # Ties by code point, so that the vocabulary depends on the text alone.
         ranked = sorted(counts, key=lambda character: (-counts[character], character))
-        return cls(sorted(ranked[: vocab_size - 1]))
+        return cls(sorted(ranked[: max(vocab_size - cls.first, 0)]))
 
     @property
     def vocab_size(self) -> int:
-        return 1 + len(self.characters)
+        return self.first + len(self.characters)
+
+    @property
+    def text_ids(self) -> range:
+        return range(self.first, self.vocab_size)
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids, int32 [characters]."""
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         if not len(self._codes):
-            return np.full(len(codes), UNKNOWN, np.int32)
+            return np.full(len(codes), self.unknown, np.int32)
         index = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
-        return np.where(self._codes[index] == codes, index + 1, UNKNOWN).astype(np.int32)
+        known = self._codes[index] == codes
+        return np.where(known, index + self.first, self.unknown).astype(np.int32)
 
-    def decode(self, tokens: Iterable[int] | np.ndarray) -> str:
-        """The text of token ids; unknown ones become U+FFFD."""
-        return "".join(
-            self.characters[token - 1] if 0 < token < self.vocab_size else UNKNOWN_CHARACTER
-            for token in map(int, tokens)
-        )
+    def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
+        return "".join(map(self._character, map(int, tokens)))
+
+    def _character(self, token: int) -> str:
+        if self.first <= token < self.vocab_size:
+            return self.characters[token - self.first]
+        return UNKNOWN_CHARACTER if token == self.unknown else ""
+
+    def decoder(self) -> Decoder:
+        return _WholeTokens(self._character)
 
     def to_json(self) -> str:
         return json.dumps({"kind": "char", "characters": "".join(self.characters)}) + "\n"
 
 
+class ByteTokenizer:
+    """One token a byte of UTF-8; byte b is id 2 + b."""
+
+    padding, document, unknown = PADDING, DOCUMENT, None
+    first = 2
+    vocab_size = 258
+    text_ids = range(2, 258)
+
+    def encode(self, text: str) -> np.ndarray:
+        data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+        return data.astype(np.int32) + self.first
+
+    def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
+        decoder = self.decoder()
+        return "".join(map(decoder.feed, map(int, tokens))) + decoder.rest()
+
+    def decoder(self) -> Decoder:
+        return _Bytes(lambda token: bytes([token - self.first]) if token in self.text_ids else b"")
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "byte"}) + "\n"
+
+
+class SubwordTokenizer:
+    """A tokenizer of the `tokenizers` library: one trained here, or a user's."""
+
+    def __init__(self, tokenizer: hf.Tokenizer):
+        # Without this, a text that has "<doc>" in it would encode to the token of that name.
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        missing = [name for name in SPECIAL if tokenizer.token_to_id(name) is None]
+        tokenizer.add_special_tokens(missing)
+        self._tokenizer = tokenizer
+        self.padding, self.document = map(tokenizer.token_to_id, SPECIAL)
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self.unknown = tokenizer.token_to_id(unknown) if unknown else None
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "SubwordTokenizer":
+        """Byte-level BPE with at most `vocab_size` ids: `<pad>`, `<doc>`, 256 bytes, merges.
+
+        Merges are found one after the other, so a smaller vocabulary trained on the same texts is
+        the beginning of a larger one.
+
+        Raises:
+            UserError: the vocabulary has no room for the bytes.
+        """
+        alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+        if vocab_size < len(SPECIAL) + len(alphabet):
+            raise UserError(
+                f"model.vocab_size is {vocab_size}; data.tokenizer 'bpe' needs at least "
+                f"{len(SPECIAL) + len(alphabet)}"
+            )
+        tokenizer = hf.Tokenizer(hf.models.BPE())
+        tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = hf.decoders.ByteLevel()
+        trainer = hf.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=alphabet,
+            min_frequency=2,
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, path: Path) -> "SubwordTokenizer":
+        """A user's tokenizer.json.
+
+        Raises:
+            UserError: it is missing or not a tokenizer.
+        """
+        try:
+            return cls(hf.Tokenizer.from_str(path.read_text()))
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    @property
+    def text_ids(self) -> range:
+        if self.padding == PADDING:
+            return range(len(SPECIAL), self.vocab_size)
+        return range(min(self.padding, self.document))
+
+    @functools.cached_property
+    def tokens(self) -> list[str]:
+        """The name of each id."""
+        return [self._tokenizer.id_to_token(index) for index in range(self.vocab_size)]
+
+    def encode(self, text: str) -> np.ndarray:
+        # "fast": without the offsets into the text, which nobody asks for.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return np.array(encoding.ids, np.int32)
+
+    def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
+        known = [token for token in map(int, tokens) if token < self.vocab_size]
+        return self._tokenizer.decode(known, skip_special_tokens=True)
+
+    def decoder(self) -> Decoder:
+        return _Subwords(self._tokenizer)
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "subword", "tokenizer": json.loads(self._tokenizer.to_str())})
+
+
 class WordTokenizer:
     """One token a word of a closed vocabulary; words are parted by white space. Id 0 is unknown."""
+
+    padding, document, unknown = 0, None, 0
 
     def __init__(self, words: Sequence[str]):
         """`words`: the vocabulary, without the unknown word."""
@@ -64,27 +248,86 @@ class WordTokenizer:
     def vocab_size(self) -> int:
         return 1 + len(self.words)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids, int32 [words]."""
-        return np.array([self._ids.get(word, UNKNOWN) for word in text.split()], np.int32)
+    @property
+    def text_ids(self) -> range:
+        return range(self.vocab_size)
 
-    def decode(self, tokens: Iterable[int] | np.ndarray) -> str:
-        """The words of token ids, each with a space after it; unknown ones become U+FFFD."""
-        return "".join(
-            f"{self.words[token - 1] if 0 < token < self.vocab_size else UNKNOWN_CHARACTER} "
-            for token in map(int, tokens)
-        )
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([self._ids.get(word, self.unknown) for word in text.split()], np.int32)
+
+    def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
+        return "".join(map(self._word, map(int, tokens)))
+
+    def _word(self, token: int) -> str:
+        return (self.words[token - 1] if 0 < token < self.vocab_size else UNKNOWN_CHARACTER) + " "
+
+    def decoder(self) -> Decoder:
+        return _WholeTokens(self._word)
 
     def to_json(self) -> str:
         return json.dumps({"kind": "word", "words": self.words}) + "\n"
 
 
-Tokenizer = CharTokenizer | WordTokenizer
-
-
 def tokenizer_from_json(text: str) -> Tokenizer:
     """The tokenizer of which `to_json` gave this."""
     values = json.loads(text)
-    if values["kind"] == "word":
-        return WordTokenizer(values["words"])
-    return CharTokenizer(values["characters"])
+    match values["kind"]:
+        case "char":
+            return CharTokenizer(values["characters"])
+        case "byte":
+            return ByteTokenizer()
+        case "word":
+            return WordTokenizer(values["words"])
+    return SubwordTokenizer(hf.Tokenizer.from_str(json.dumps(values["tokenizer"])))
+
+
+def document_tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Tokens of the beginning of a document, int32 [tokens]."""
+    start = [] if tokenizer.document is None else [tokenizer.document]
+    return np.concatenate([np.array(start, np.int32), tokenizer.encode(text)])
+
+
+# --- streams of tokens ---
+
+
+class _WholeTokens:
+    """Each token is text of its own."""
+
+    def __init__(self, text_of):
+        self.feed = text_of
+
+    def rest(self) -> str:
+        return ""
+
+
+class _Bytes:
+    """Each token is some bytes of UTF-8."""
+
+    def __init__(self, bytes_of):
+        self._bytes_of = bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        return self._decoder.decode(self._bytes_of(token))
+
+    def rest(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class _Subwords:
+    """The library's own stream, and what it holds back."""
+
+    def __init__(self, tokenizer: hf.Tokenizer):
+        self._tokenizer, self._held = tokenizer, []
+        self._stream = hf.decoders.DecodeStream(skip_special_tokens=True)
+
+    def feed(self, token: int) -> str:
+        self._held.append(token)
+        text = self._stream.step(self._tokenizer, token)
+        if text is None:
+            return ""
+        self._held.clear()
+        return text
+
+    def rest(self) -> str:
+        return self._tokenizer.decode(self._held, skip_special_tokens=True)

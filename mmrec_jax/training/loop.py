@@ -11,7 +11,8 @@ import jax
 
 from mmrec_jax import workdir as workdirs
 from mmrec_jax.config import Config
-from mmrec_jax.data.stream import Dataset, load_dataset, training_batches
+from mmrec_jax.data.dataset import Dataset, load_dataset
+from mmrec_jax.data.stream import Host, prefetched, training_batches
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import EvalResult, evaluate
 from mmrec_jax.report import draw_losses
@@ -93,9 +94,10 @@ class Trainer:
     def __init__(self, config: Config, path: Path, dataset: Dataset):
         self.config, self.path, self.dataset = config, path, dataset
         train = config.train
-        self.batches = training_batches(dataset.train, config)
+        host = Host(jax.process_index(), jax.process_count())
+        self.batches = training_batches(dataset.train, config, host)
         self.step_tokens = train.batch_size * train.seq_len
-        self.total_steps = train.num_epochs * self.batches.steps_per_epoch
+        self.total_steps = train.num_steps or train.num_epochs * self.batches.steps_per_epoch
         self.schedule = learning_rate_schedule(train, self.total_steps)
         self.optimizer = make_optimizer(train, self.schedule)
         self.eval_step = make_eval_step(config.model)
@@ -149,28 +151,36 @@ class Trainer:
             f"{self.config.name}: {parameters:,} parameters on {jax.devices()[0].device_kind} "
             f"(jax {jax.__version__})"
         )
+        length = f"{train.num_epochs} epochs"
+        if train.num_steps:
+            length = f"{self.total_steps / self.batches.steps_per_epoch:.2f} epochs"
         print(
             f"{self.step_tokens * self.batches.steps_per_epoch:,} training tokens an epoch, "
-            f"{self.dataset.tokenizer.vocab_size} of {self.config.model.vocab_size:,} token ids "
+            f"{self.dataset.tokenizer.vocab_size:,} of {self.config.model.vocab_size:,} token ids "
             f"used; {self.total_steps:,} steps of {train.batch_size} x {train.seq_len} tokens in "
-            f"{train.num_epochs} epochs"
+            f"{length}"
         )
         where = f"resuming from step {first_step} of" if first_step else "training in"
         print(f"{where} {self.path}", flush=True)
 
     def _loop(self, train_step, state, first_step: int) -> None:
         """Runs the steps. Metrics of step n are fetched while step n + 1 runs."""
-        pending = None
+        train, pending = self.config.train, None
         self._clock = time.perf_counter()
+        batches = prefetched(self.batches, first_step, self.total_steps)
         for step in range(first_step + 1, self.total_steps + 1):
-            state, metrics = train_step(state, self.batches[step - 1])
+            asked = time.perf_counter()
+            batch = next(batches)
+            data_seconds = time.perf_counter() - asked
+            state, metrics = train_step(state, batch)
             if pending is not None:
                 self._record(*pending)
-            pending = (step, metrics)
-            epoch_ends = step % self.batches.steps_per_epoch == 0
-            every = self.config.train.eval_every
+            pending = (step, metrics, data_seconds)
+            last = step == self.total_steps
+            epoch_ends = last or step % self.batches.steps_per_epoch == 0
+            every = train.eval_every
             evaluation_due = epoch_ends or (every and step % every == 0)
-            checkpoint_due = step % self.config.train.checkpoint_every == 0
+            checkpoint_due = step % train.checkpoint_every == 0
             stop = self.signals.received
             if not (evaluation_due or checkpoint_due or stop):
                 continue
@@ -184,13 +194,14 @@ class Trainer:
                     state.params,
                     self.dataset.validation,
                     self.config,
-                    self.config.train.carry_memory,
+                    train.carry_memory,
                 )
                 best_loss = result.loss if self._judge(step, result) else None
                 if epoch_ends:
                     self._end_epoch(step, result)
-            if step == self.total_steps:
-                self.progress.finished = "all epochs done"
+            if last:
+                done = f"{self.total_steps:,} steps" if train.num_steps else "epochs"
+                self.progress.finished = f"all {done} done"
             finished = self.progress.finished
             if checkpoint_due or best_loss is not None or finished or stop:
                 self.metrics.flush()
@@ -206,7 +217,7 @@ class Trainer:
                 raise Interrupted(stop)
             self._clock = time.perf_counter()
 
-    def _record(self, step: int, metrics) -> None:
+    def _record(self, step: int, metrics, data_seconds: float) -> None:
         """Fetches the metrics of a step, checks and writes them."""
         values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         now = time.perf_counter()
@@ -217,12 +228,14 @@ class Trainer:
         tokens = self.step_tokens
         self.progress.stats.add(values["loss"])
         self.progress.stats.seconds += seconds
+        self.progress.stats.data_seconds += data_seconds
         self.metrics.write(
             "train",
             step,
             epoch=self.progress.stats.epoch,
             learning_rate=rate,  # after this step
             tokens_per_second=tokens / seconds,
+            data_seconds=data_seconds,  # of waiting for the batch
             **values,
         )
         stats = self.progress.stats
@@ -276,6 +289,7 @@ class Trainer:
             "accuracy": result.accuracy,
             "tokens/s": tokens / stats.seconds,
             "seconds": stats.seconds,
+            "data wait %": 100 * stats.data_seconds / stats.seconds,
         }
         self.display.epoch_row(row)
         self.metrics.write("epoch", step, **row)

@@ -25,6 +25,7 @@ class EpochStats:
     min: float = math.inf
     max: float = -math.inf
     seconds: float = 0.0  # spent training, without evaluation
+    data_seconds: float = 0.0  # of these, spent waiting for batches
 
     def add(self, loss: float) -> None:
         if self.count == 0:

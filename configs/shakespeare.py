@@ -1,0 +1,41 @@
+"""Shakespeare's plays by characters, D 128, L 4: a few minutes on two CPU cores.
+
+    python train.py --config=configs/shakespeare.py
+
+reads TFDS's tiny_shakespeare, which has to be prepared once where TensorFlow is installed (the
+command says how); or any text, of which the last tenth is held out for validation:
+
+    python train.py --config=configs/shakespeare.py --config.data.source=text \
+        --config.data.path=tinyshakespeare.txt
+
+Expected on that file (docs/results.md): validation loss EXPECTED after 2,000 steps of 12 x 64
+characters, each window read afresh.
+"""
+
+from configs import tiny
+
+
+def get_config():
+    config = tiny.get_config()
+    config.name = "shakespeare"
+
+    config.model.vocab_size = 128
+    config.model.dropout = 0.0
+
+    config.data.source = "tfds"
+    config.data.tfds_name = "tiny_shakespeare"
+    config.data.validation_fraction = 0.1  # where the source has no splits of its own
+    config.data.test_fraction = 0.0
+
+    config.train.batch_size = 12
+    config.train.seq_len = 64
+    config.train.num_steps = 2_000
+    config.train.learning_rate = 2e-3
+    config.train.initial_learning_rate = 0.0
+    config.train.final_learning_rate = 1e-4
+    config.train.eval_every = 500
+    config.train.eval_batch_size = 16
+    config.train.patience = 0
+    config.train.checkpoint_every = 500
+    config.train.log_every = 100
+    return config

@@ -1,0 +1,121 @@
+"""What a run reads: a corpus, tokenized, in three splits."""
+
+import hashlib
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from mmrec_jax.config import Config
+from mmrec_jax.data import recall
+from mmrec_jax.data.prepare import prepare
+from mmrec_jax.data.token_cache import Prepared, PreparedSplit
+from mmrec_jax.data.tokenizers import Tokenizer
+from mmrec_jax.errors import UserError
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """Where a split's tokens are."""
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens `start` to `stop` - 1 and the number of each one's document, both int32."""
+
+
+class ArrayTokens(NamedTuple):
+    """Tokens in memory."""
+
+    tokens: np.ndarray  # int32 [tokens]
+    documents: np.ndarray  # int32 [tokens]
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.tokens[start:stop], self.documents[start:stop]
+
+
+class Split(NamedTuple):
+    """The tokens of a split, in the order of the corpus."""
+
+    tokens: Tokens
+    num_tokens: int
+    num_bytes: int  # UTF-8 bytes of the text that is predicted
+    padding: int = 0  # id of the token that fills up
+    answers: np.ndarray | None = None  # bool [tokens]: the only ones to predict; None: all
+
+
+class Dataset(NamedTuple):
+    """What a run reads."""
+
+    tokenizer: Tokenizer
+    train: Split  # empty where training texts are made on the fly
+    validation: Split
+    test: Split
+    fingerprint: str  # changes with any token, document or split
+    prepared: Prepared | None  # where they are on disk; None: nowhere
+
+
+def load_dataset(config: Config) -> Dataset:
+    """The corpus of a config, tokenized; from the cache if it is there.
+
+    Raises:
+        UserError: no text, or less than one training batch or one prediction of it.
+    """
+    if config.data.source == "recall":
+        return _recall_dataset(config)
+    prepared = prepare(config)
+    splits = {
+        name: open_split(split, prepared.tokenizer) for name, split in prepared.splits.items()
+    }
+    digests = [split.digest for split in prepared.splits.values()]
+    fingerprint = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    batch_size, seq_len = config.train.batch_size, config.train.seq_len
+    if splits["train"].num_tokens <= batch_size * seq_len:
+        raise UserError(
+            f"the training split has {splits['train'].num_tokens:,} tokens, but one batch of "
+            f"{batch_size} x {seq_len} needs {batch_size * seq_len + 1:,}; add text, or lower "
+            "train.batch_size or train.seq_len"
+        )
+    for name in ("validation", "test"):
+        if not splits[name].num_bytes and (name == "validation" or config.data.test_fraction):
+            raise UserError(
+                f"the {name} split has no token to predict; add text, or raise data.{name}_fraction"
+            )
+    return Dataset(prepared.tokenizer, **splits, fingerprint=fingerprint, prepared=prepared)
+
+
+def open_split(prepared: PreparedSplit, tokenizer: Tokenizer) -> Split:
+    """A split in token files."""
+    counts = prepared.counts
+    return Split(prepared.tokens, counts.tokens, counts.num_bytes, tokenizer.padding)
+
+
+def _recall_dataset(config: Config) -> Dataset:
+    recall.check_lengths(config.data.recall_pairs, config.train.seq_len)
+    if config.model.vocab_size < recall.TOKENIZER.vocab_size:
+        raise UserError(
+            f"model.vocab_size is {config.model.vocab_size}; recall's texts need "
+            f"{recall.TOKENIZER.vocab_size}"
+        )
+    empty = np.zeros(0, np.int32)
+    held_out = [
+        recall_texts(config, np.random.default_rng((config.data.sample_seed, split)), count=256)
+        for split in (1, 2)
+    ]
+    digest = hashlib.sha256()
+    for split in held_out:
+        digest.update(np.stack(split.tokens.read(0, split.num_tokens)).tobytes())
+    train = Split(ArrayTokens(empty, empty), 0, 0)
+    return Dataset(recall.TOKENIZER, train, *held_out, digest.hexdigest(), prepared=None)
+
+
+def recall_texts(config: Config, rng: np.random.Generator, count: int) -> Split:
+    """Texts of the training length, each a document of its own."""
+    seq_len, data = config.train.seq_len, config.data
+    tokens, answers = recall.make_training_texts(
+        rng, data.recall_pairs, count, seq_len, data.recall_fewest or data.recall_pairs
+    )
+    documents = np.repeat(np.arange(count, dtype=np.int32), seq_len)
+    return Split(
+        tokens=ArrayTokens(tokens.ravel(), documents),
+        num_tokens=tokens.size,
+        num_bytes=len(recall.TOKENIZER.decode(tokens[answers])),
+        answers=answers.ravel(),
+    )

@@ -1,0 +1,360 @@
+"""A corpus becomes token files, once: python -m mmrec_jax.data.prepare --config=configs/tiny.py
+
+The files are kept in a cache, in a folder named after the corpus's content, how it is split, the
+tokenizer and VERSION: ~/.cache/mmrec_jax, or $MMREC_CACHE_DIR. Training does the same by itself.
+
+<source>-<tokenizer>-<key>/
+    index.json  tokenizer.json  train-00000.array_record ...  validation-...  test-...
+scans/          what reading a corpus through told, until its files change
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mmrec_jax import cli
+from mmrec_jax.config import Config, from_mapping
+from mmrec_jax.data.corpora import SPLITS, Corpus, open_corpus, split_pieces
+from mmrec_jax.data.encoding import Encoder, blocks
+from mmrec_jax.data.text_files import Piece
+from mmrec_jax.data.token_cache import (
+    Damaged,
+    Prepared,
+    cache_root,
+    open_prepared,
+    text_digest,
+    write_at_once,
+)
+from mmrec_jax.data.token_files import TokenCounts, TokenWriter, checksum
+from mmrec_jax.data.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+)
+from mmrec_jax.errors import UserError
+
+VERSION = 1  # of the files; another one does not read those of this one
+BPE_CHARACTERS = 50_000_000  # that merges are learned from, spread over the training split
+
+
+class Scan(NamedTuple):
+    """What reading a corpus through told."""
+
+    characters: list[int]  # of each part
+    digest: str  # of all text and of where documents begin
+
+
+def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
+    """The token files of a config's corpus, written first where they are not in the cache.
+
+    Raises:
+        UserError: a corpus that cannot be read, a full disk, a cache that cannot be written.
+    """
+    corpus = open_corpus(config.data)
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(root, error) from error
+    scan = _scan(corpus, root, config)
+    folder = root / _name(config, scan)
+    if prepared := _open_or_say(folder, say):
+        return prepared
+    try:
+        with _locked(folder, say):
+            # Another process may have prepared it while this one waited.
+            if folder.exists() and (prepared := _open_or_say(folder, lambda _: None)):
+                return prepared
+            shutil.rmtree(folder, ignore_errors=True)
+            _write(corpus, scan, config, folder, say)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left on the disk of the cache {root}; free some, or name another folder "
+                "with the environment variable MMREC_CACHE_DIR"
+            ) from error
+        raise _not_writable(root, error) from error
+    return open_prepared(folder)
+
+
+def _not_writable(root: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the cache {root} cannot be written: {error.strerror or error}; name another folder with "
+        "the environment variable MMREC_CACHE_DIR"
+    )
+
+
+def _open_or_say(folder: Path, say: Callable[[str], None]) -> Prepared | None:
+    if not folder.exists():
+        return None
+    try:
+        return open_prepared(folder, check=True)
+    except Damaged as damage:
+        say(f"the cache is damaged: {damage}; preparing the corpus again")
+        return None
+
+
+# --- what a corpus is ---
+
+
+def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
+    """Reads a corpus through, unless that was done since its files last changed."""
+    known = None
+    if corpus.files:
+        stats = [(str(path.resolve()), *_stat(path)) for path in corpus.files]
+        key = text_digest(json.dumps([VERSION, _what_is_read(config), stats]))
+        known = root / "scans" / f"{key}.json"
+        try:
+            return Scan(**json.loads(known.read_text()))
+        except (OSError, ValueError, TypeError):
+            pass
+    digest, characters = hashlib.blake2b(digest_size=16), []
+    for part in corpus.parts:
+        digest.update(b"\xfe")  # neither of these two is in any UTF-8
+        count = 0
+        for text, begins in part.pieces():
+            digest.update((b"\xff" if begins else b"") + text.encode())
+            count += len(text)
+        characters.append(count)
+    scan = Scan(characters, digest.hexdigest())
+    if known:
+        try:
+            known.parent.mkdir(exist_ok=True)
+            write_at_once(known, json.dumps(scan._asdict()))
+        except OSError:  # then it is read through next time, too
+            pass
+    return scan
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _what_is_read(config: Config) -> dict:
+    data = dataclasses.asdict(config.data)
+    return {name: data[name] for name in ("source", "field", "tfds_name", "tfds_split")}
+
+
+def _name(config: Config, scan: Scan) -> str:
+    data = config.data
+    tokenizer = {"kind": data.tokenizer}
+    if data.tokenizer.endswith(".json"):
+        tokenizer = {"file": SubwordTokenizer.load(Path(data.tokenizer)).to_json()}
+    elif data.tokenizer != "byte":
+        tokenizer["vocab_size"] = config.model.vocab_size
+    fractions = data.validation_fraction, data.test_fraction
+    key = text_digest(json.dumps([VERSION, scan.digest, fractions, tokenizer]))
+    kind = "file" if data.tokenizer.endswith(".json") else data.tokenizer
+    return f"{data.source}-{kind}-{key}"
+
+
+# --- writing ---
+
+
+def _locked(folder: Path, say: Callable[[str], None]):
+    lock = filelock.FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say("another process is preparing this corpus; waiting for it")
+        lock.acquire()
+    return lock
+
+
+def _write(
+    corpus: Corpus, scan: Scan, config: Config, folder: Path, say: Callable[[str], None]
+) -> None:
+    """Writes token files aside, then puts them in place at once."""
+    start = time.perf_counter()
+    aside = folder.with_suffix(".partial")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    aside.mkdir()
+    try:
+        with _Bar(sum(scan.characters)) as bar:
+            tokenizer = _make_tokenizer(corpus, scan, config, bar)
+            index = _write_tokens(corpus, scan, tokenizer, aside, bar)
+        (aside / "tokenizer.json").write_text(tokenizer.to_json())
+        write_at_once(aside / "index.json", json.dumps(index, indent=2) + "\n")
+        aside.rename(folder)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    counts = [TokenCounts(**split["counts"]) for split in index["splits"].values()]
+    num_bytes, seconds = sum(count.num_bytes for count in counts), time.perf_counter() - start
+    say(
+        f"prepared {sum(count.tokens for count in counts):,} tokens of {num_bytes / 1e6:,.1f} MB "
+        f"in {seconds:.1f} s ({num_bytes / 1e6 / seconds:.1f} MB/s): {folder}"
+    )
+
+
+def _make_tokenizer(corpus: Corpus, scan: Scan, config: Config, bar: "_Bar") -> Tokenizer:
+    """Trained on the training split alone; or read from a file.
+
+    Raises:
+        UserError: a vocabulary larger than the model's.
+    """
+    kind, vocab_size = config.data.tokenizer, config.model.vocab_size
+
+    def texts(limit: float) -> Iterator[str]:
+        bar.begin("learning the vocabulary")
+        training = (piece for name, piece in _all_pieces(corpus, scan) if name == "train")
+        share, owed = limit / max(sum(scan.characters), 1), 1.0
+        for block in blocks(training):
+            bar.advance(sum(len(piece.text) for piece in block))
+            owed += share
+            if owed >= 1:  # every block, or evenly spaced ones
+                owed -= 1
+                for piece in block:
+                    # Lines, because the library holds what one text gives in memory.
+                    yield from piece.text.splitlines(keepends=True)
+
+    match kind:
+        case "char":
+            tokenizer = CharTokenizer.train(texts(np.inf), vocab_size)
+        case "bpe":
+            tokenizer = SubwordTokenizer.train(texts(BPE_CHARACTERS), vocab_size)
+        case "byte":
+            tokenizer = ByteTokenizer()
+        case path:
+            tokenizer = SubwordTokenizer.load(Path(path))
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"model.vocab_size is {vocab_size}; data.tokenizer {kind!r} needs at least "
+            f"{tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def _all_pieces(corpus: Corpus, scan: Scan) -> Iterator[tuple[str, Piece]]:
+    for part, characters in zip(corpus.parts, scan.characters, strict=True):
+        yield from split_pieces(part, characters)
+
+
+def _write_tokens(
+    corpus: Corpus, scan: Scan, tokenizer: Tokenizer, folder: Path, bar: "_Bar"
+) -> dict:
+    """Writes all splits; what index.json holds."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    writers = {name: TokenWriter(folder / name, dtype, tokenizer.document) for name in SPLITS}
+    counts = dict.fromkeys(SPLITS, TokenCounts())
+    bar.begin("writing tokens")
+    names: list[str] = []  # of the splits of the blocks under way, in order
+    with Encoder(tokenizer, sum(scan.characters)) as encoder:
+        encoded = encoder.encode(_named_blocks(_all_pieces(corpus, scan), names))
+        for index, block in enumerate(encoded):
+            name = names[index]
+            writers[name].write(block.tokens)
+            added = len(block.tokens), block.documents, block.num_bytes, block.unknown
+            counts[name] = TokenCounts(*map(sum, zip(counts[name], added, strict=True)))
+            bar.advance(block.characters)
+    splits = {}
+    for name, writer in writers.items():
+        digest = writer.close()
+        files = []
+        for path in writer.paths:
+            size, changed = _stat(path)
+            file = {"name": path.name, "bytes": size, "changed": changed}
+            files.append({**file, "checksum": checksum(path)})
+        splits[name] = {"counts": counts[name]._asdict(), "digest": digest, "files": files}
+    return {
+        "version": VERSION,
+        "dtype": dtype.name,
+        "tokenizer": text_digest(tokenizer.to_json()),
+        "splits": splits,
+    }
+
+
+def _named_blocks(pieces: Iterator[tuple[str, Piece]], names: list[str]) -> Iterator[list[Piece]]:
+    """Blocks of one split each, whose name is appended to `names`."""
+    upcoming = next(pieces, None)
+    while upcoming is not None:
+        name = upcoming[0]
+
+        def of_split(name=name):
+            nonlocal upcoming
+            while upcoming is not None and upcoming[0] == name:
+                yield upcoming[1]
+                upcoming = next(pieces, None)
+
+        for block in blocks(of_split()):
+            names.append(name)
+            yield block
+
+
+class _Bar:
+    """A progress bar, for what takes long; only on a terminal."""
+
+    def __init__(self, characters: int):
+        self._total = characters
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+            transient=True,
+            disable=characters < 2**22,
+        )
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self._progress.stop()
+
+    def begin(self, what: str) -> None:
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+        self._task = self._progress.add_task(what, total=self._total)
+
+    def advance(self, characters: int) -> None:
+        self._progress.advance(self._task, characters)
+
+
+def _print_table(prepared: Prepared) -> None:
+    table = Table()
+    columns = ("split", "documents", "tokens", "bytes", "bytes per token", "unknown tokens")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in prepared.splits.items():
+        counts = split.counts
+        tokens = max(counts.tokens - counts.documents, 1)  # those of the text
+        table.add_row(
+            name,
+            f"{counts.documents:,}",
+            f"{counts.tokens:,}",
+            f"{counts.num_bytes:,}",
+            f"{counts.num_bytes / tokens:.3f}",
+            f"{counts.unknown / tokens:.4%}",
+        )
+    Console().print(table)
+    print(f"{prepared.tokenizer.vocab_size:,} token ids")
+
+
+def main():
+    config = from_mapping(flags.FLAGS.config)
+    if config.data.source == "recall":
+        raise UserError("data.source 'recall' has no corpus to prepare: its texts are made anew")
+    print(f"preparing {config.data.source} in {cache_root()}", flush=True)
+    _print_table(prepare(config))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
+    cli.run(main, required=["config"])

@@ -1,0 +1,122 @@
+"""Where token files are kept, and whether they are as they were written."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmrec_jax.data.token_files import TokenCounts, TokenReader, checksum
+from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
+
+ALWAYS_CHECKED = 2**30  # bytes of token files up to which checksums are computed at every start
+
+
+class PreparedSplit(NamedTuple):
+    """Token files of a split."""
+
+    tokens: TokenReader
+    counts: TokenCounts
+    digest: str  # of all tokens
+    paths: list[Path]
+
+
+class Prepared(NamedTuple):
+    """A corpus in the cache."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    splits: dict[str, PreparedSplit]
+
+
+class Damaged(Exception):
+    """Token files are not as they were written."""
+
+
+def cache_root() -> Path:
+    """Where token files are kept."""
+    if folder := os.environ.get("MMREC_CACHE_DIR"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrec_jax"
+
+
+def open_prepared(folder: Path, check: bool = False) -> Prepared:
+    """Opens token files.
+
+    Args:
+        folder: where they are.
+        check: whether to compare them with their checksums. Beyond ALWAYS_CHECKED bytes only files
+            whose time of change is not that of their writing are read for that.
+
+    Raises:
+        Damaged: they are not as they were written.
+    """
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        tokenizer_json = (folder / "tokenizer.json").read_text()
+        if check:
+            _check(folder, index, tokenizer_json)
+        tokenizer = tokenizer_from_json(tokenizer_json)
+        splits = {}
+        for name, values in index["splits"].items():
+            paths = [folder / file["name"] for file in values["files"]]
+            reader = TokenReader(paths, np.dtype(index["dtype"]), tokenizer.document)
+            splits[name] = PreparedSplit(
+                reader, TokenCounts(**values["counts"]), values["digest"], paths
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{folder} cannot be read ({error})") from error
+    return Prepared(folder, tokenizer, splits)
+
+
+def copy_splits(prepared: Prepared, names: tuple[str, ...], folder: Path) -> None:
+    """Puts the token files of some splits into another folder, whole or not at all.
+
+    On the same disk the files are links, which take no room.
+    """
+    try:
+        open_prepared(folder, check=True)
+        return
+    except Damaged:
+        shutil.rmtree(folder, ignore_errors=True)
+    aside = folder.with_suffix(".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    index = json.loads((prepared.folder / "index.json").read_text())
+    index["splits"] = {name: index["splits"][name] for name in names}
+    files = [file["name"] for split in index["splits"].values() for file in split["files"]]
+    for name in ("tokenizer.json", *files):
+        try:
+            os.link(prepared.folder / name, aside / name)
+        except OSError:  # another disk
+            shutil.copy2(prepared.folder / name, aside / name)
+    write_at_once(aside / "index.json", json.dumps(index, indent=2) + "\n")
+    aside.rename(folder)
+
+
+def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
+    if text_digest(tokenizer_json) != index["tokenizer"]:
+        raise Damaged(f"{folder / 'tokenizer.json'} was changed")
+    files = [file for split in index["splits"].values() for file in split["files"]]
+    small = sum(file["bytes"] for file in files) <= ALWAYS_CHECKED
+    for file in files:
+        path = folder / file["name"]
+        stat = path.stat()
+        if stat.st_size != file["bytes"]:
+            raise Damaged(f"{path} has {stat.st_size:,} bytes instead of {file['bytes']:,}")
+        unchanged = stat.st_mtime_ns == file["changed"]
+        if (small or not unchanged) and checksum(path) != file["checksum"]:
+            raise Damaged(f"{path} does not have its checksum")
+
+
+def write_at_once(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def text_digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,99 @@
+"""Tokens on disk: ArrayRecord files of blocks that can be read from anywhere.
+
+A record is the number of documents that have begun before it (int64), then its tokens (uint16, or
+uint32 where the vocabulary is larger). All records but the last have RECORD tokens.
+"""
+
+import errno
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python import array_record_module
+from grain import sources
+
+RECORD = 8192  # tokens
+FILE = 2**27  # tokens, at most
+_OPTIONS = "group_size:1,uncompressed"  # each record by itself: windows are read in any order
+
+
+class TokenCounts(NamedTuple):
+    """What is known of a split without reading it."""
+
+    tokens: int = 0
+    documents: int = 0
+    num_bytes: int = 0  # UTF-8
+    unknown: int = 0  # tokens of characters outside the vocabulary
+
+
+class TokenWriter:
+    """Writes the tokens of a split, in order, into `<stem>-00000.array_record` and so on."""
+
+    def __init__(self, stem: Path, dtype: np.dtype, document: int):
+        """`document`: id of the token that a document starts with."""
+        self._stem, self._dtype, self._document = stem, dtype, document
+        self._left = np.zeros(0, self._dtype)
+        self._documents = self._written = 0
+        self._writer = None
+        self._digest = hashlib.blake2b(digest_size=16)
+        self.paths: list[Path] = []
+
+    def write(self, tokens: np.ndarray) -> None:
+        tokens = np.concatenate([self._left, tokens.astype(self._dtype)])
+        whole = len(tokens) // RECORD * RECORD
+        for record in tokens[:whole].reshape(-1, RECORD):
+            self._record(record)
+        self._left = tokens[whole:]
+
+    def close(self) -> str:
+        """Writes what is left; a digest of all tokens."""
+        if len(self._left) or self._writer is None:
+            self._record(self._left)
+        self._close_file()
+        return self._digest.hexdigest()
+
+    def _close_file(self) -> None:
+        try:
+            self._writer.close()
+        except RuntimeError as error:  # the message alone says which
+            number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+            raise OSError(number, str(error)) from error
+
+    def _record(self, tokens: np.ndarray) -> None:
+        if self._writer is None or self._written % FILE == 0:
+            if self._writer is not None:
+                self._close_file()
+            path = Path(f"{self._stem}-{len(self.paths):05d}.array_record")
+            self.paths.append(path)
+            self._writer = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+        data = tokens.tobytes()
+        self._writer.write(np.int64(self._documents).tobytes() + data)
+        self._digest.update(data)
+        self._documents += int(np.count_nonzero(tokens == self._document))
+        self._written += len(tokens)
+
+
+class TokenReader:
+    """Reads tokens of a split from anywhere. Any thread may."""
+
+    def __init__(self, paths: list[Path], dtype: np.dtype, document: int):
+        """The arguments that `TokenWriter` had."""
+        self._records = sources.ArrayRecordDataSource([str(path) for path in paths])
+        self._dtype, self._document = dtype, document
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens `start` to `stop` - 1 and the number of each one's document, both int32."""
+        first = start // RECORD
+        records = [self._records[i] for i in range(first, max(-(-stop // RECORD), first + 1))]
+        tokens = np.concatenate([np.frombuffer(r, self._dtype, offset=8) for r in records])
+        before = int(np.frombuffer(records[0], np.int64, count=1)[0])
+        documents = before + np.cumsum(tokens == self._document) - 1
+        here = slice(start - first * RECORD, stop - first * RECORD)
+        return tokens[here].astype(np.int32), documents[here].astype(np.int32)
+
+
+def checksum(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
