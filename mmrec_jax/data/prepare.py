@@ -308,7 +308,7 @@ class _Bar:
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(),
             transient=True,
-            disable=characters < 2**22,
+            disable=characters < 2**22 or not Console().is_terminal,
         )
 
     def __enter__(self) -> "_Bar":

@@ -16,7 +16,7 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Sched
     if config.warmup_steps >= total_steps:
         raise UserError(
             f"train.warmup_steps is {config.warmup_steps}, but training has only {total_steps} "
-            "steps; lower it, or raise train.num_epochs"
+            "steps; lower it, or train for longer"
         )
     warmup = optax.linear_schedule(
         config.initial_learning_rate, config.learning_rate, config.warmup_steps
