@@ -13,6 +13,8 @@ import numpy as np
 from array_record.python import array_record_module
 from grain import sources
 
+from mmrec_jax.errors import UserError
+
 RECORD = 8192  # tokens
 FILE = 2**27  # tokens, at most
 _OPTIONS = "group_size:1,uncompressed"  # each record by itself: windows are read in any order
@@ -79,13 +81,20 @@ class TokenReader:
 
     def __init__(self, paths: list[Path], dtype: np.dtype, document: int):
         """The arguments that `TokenWriter` had."""
+        self._paths = paths
         self._records = sources.ArrayRecordDataSource([str(path) for path in paths])
         self._dtype, self._document = dtype, document
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens `start` to `stop` - 1 and the number of each one's document, both int32."""
         first = start // RECORD
-        records = [self._records[i] for i in range(first, max(-(-stop // RECORD), first + 1))]
+        try:
+            records = [self._records[i] for i in range(first, max(-(-stop // RECORD), first + 1))]
+        except Exception as error:  # ArrayRecord raises many kinds
+            raise UserError(
+                f"the tokens in {self._paths[0].parent} cannot be read: {error}; the same command "
+                "again makes damaged ones anew"
+            ) from error
         tokens = np.concatenate([np.frombuffer(r, self._dtype, offset=8) for r in records])
         before = int(np.frombuffer(records[0], np.int64, count=1)[0])
         documents = before + np.cumsum(tokens == self._document) - 1

@@ -79,6 +79,8 @@ def train(config: Config, path: Path) -> None:
         UserError: bad input, a workdir of another run, a loss that is not finite, a full disk.
         Interrupted: SIGTERM or Ctrl-C, after the state was saved.
     """
+    if jax.process_count() > 1:
+        raise UserError("training runs on one host so far; the data is ready for several")
     workdirs.check_config(path, config)
     dataset = load_dataset(config)
     trainer = Trainer(config, path, dataset)
