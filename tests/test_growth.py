@@ -12,8 +12,9 @@ from flax import nnx
 import helpers
 from mmrec_jax.errors import UserError
 from mmrec_jax.model.growth import check_growth, grow, grow_moments, layer_places
-from mmrec_jax.model.lm import MMRec, init_state
+from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.streaming import extend
+from mmrec_jax.training.step import init_params
 
 # The ladder with D, K, H and L in their ratios: (D, L, H, DPG, UBOO).
 TINY, MINI, SMALL, BASE, MEDIUM, LARGE, B7 = (
@@ -39,9 +40,15 @@ def shape(vocab_size=helpers.VOCAB, **values):
 
 def trained(config, seed=0):
     """Parameters as if trained: none is zero, one, or as it was initialized."""
-    fresh = nnx.to_pure_dict(nnx.split(MMRec(config, nnx.Rngs(seed)), nnx.Param)[1])
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape) * (0.1 + x.std()), fresh)
+
+    def draw(path, x):
+        spread = 0.2 if len(x.shape) == 1 else x.shape[0] ** -0.5
+        of_norm = "scale" in jax.tree_util.keystr(path)
+        return jnp.asarray(of_norm + spread * rng.standard_normal(x.shape))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +62,7 @@ CASES = [
     pytest.param(*step, placement, marks=() if quick else pytest.mark.slow)
     for index, step in enumerate(STEPS)
     for placement in ("top", "spread")
-    for quick in [(index, placement) in ((0, "spread"), (5, "top"))]
+    for quick in [(index, placement) == (0, "spread")]
 ]
 
 
@@ -69,12 +76,12 @@ def test_no_logit_changes_in_any_form(small, large, placement):
     logits = []
     for config, params in ((old, before), (new, after)):
         forward = helpers.forward(config)
-        first = forward(params, tokens[:, :24], documents[:, :24])
-        whole = forward(params, tokens[:, 24:], documents[:, 24:], first.state)
+        first = forward(params, tokens[:, :20], documents[:, :20], init_state(config, 2))
+        whole = forward(params, tokens[:, 20:], documents[:, 20:], first.state)
         model = nnx.merge(helpers.graph_of(config), params)
         step = jax.jit(lambda t, d, s, model=model: model.step(t, d, s))
         state, single = first.state, []
-        for t in range(24, 40):
+        for t in range(20, 40):
             output = step(tokens[:, t], documents[:, t], state)
             state = output.state
             single.append(output.logits)
@@ -104,6 +111,7 @@ def test_every_new_parameter_moves_within_ten_steps(placement):
         assert where.all(), f"{name}: {(~where).sum()} of {where.size} did not move"
 
 
+@pytest.mark.slow
 def test_growing_in_two_steps_or_with_fresh_keys_keeps_the_same_logits():
     """Old values are where they belong: a second growth finds them."""
     sizes = [shape(**size) for size in (TINY, MINI, SMALL)]
@@ -132,6 +140,7 @@ def test_a_new_token_starts_as_the_mean_of_the_two_it_merges():
     assert np.abs(after[helpers.VOCAB + 2]).min() > 0
 
 
+@pytest.mark.slow
 def test_moments_are_those_of_the_gradients_of_what_was_kept():
     """Against the gradients themselves: of the old and of the grown model, for the same loss."""
     old, new = shape(**TINY), shape(**MINI)
@@ -193,6 +202,7 @@ def test_larger_memories_are_allowed_and_said():
     assert line == "model.long_term grows from 3 to 9: the model sees more"
 
 
+@pytest.mark.slow
 def test_an_empty_state_fits_the_larger_model():
     """A text is read on from nothing: states are not grown."""
     config = shape(**MINI)
