@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
     """Parses the flags, runs `main`, and exits.
 
     A `UserError`, and what absl and ml_collections raise for bad flags, becomes one line on
-    standard error and exit code 1.
+    standard error and exit code 1; Ctrl-C one line and 130.
     """
     logging.set_verbosity(logging.WARNING)  # below that, libraries tell of their own affairs
     sys.unraisablehook = lambda _: None  # Orbax's event loops, torn down after a failed save
@@ -24,6 +25,8 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
         app.run(_checked(main, required), flags_parser=_parse)
     except UserError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted", exit_code=128 + signal.SIGINT)
     except OSError as error:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 

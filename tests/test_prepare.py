@@ -305,6 +305,19 @@ def test_killed_or_twice_at_once_the_files_are_those_of_an_undisturbed_run(
     assert counts["num_bytes"] >= 0.9 * LARGE_TEXT
 
 
+def test_ctrl_c_is_one_line_and_leaves_nothing(large_text, cache):
+    process = prepare_command(large_text)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("*.partial/train*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    line = one_error_line(subprocess.CompletedProcess([], process.returncode, out, err))
+    assert (process.returncode, line) == (130, "error: interrupted")
+    assert not list(cache.glob("*.partial"))
+
+
 # --- what cannot be written ---
 
 

@@ -192,7 +192,7 @@ def _write(
         (aside / "tokenizer.json").write_text(tokenizer.to_json())
         write_at_once(aside / "index.json", json.dumps(index, indent=2) + "\n")
         aside.rename(folder)
-    except OSError:
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     counts = [TokenCounts(**split["counts"]) for split in index["splits"].values()]

@@ -98,7 +98,7 @@ def _builder(config: DataConfig):
     hint = (
         f"run: tfds build {name} --file_format=array_record --data_dir="
         f"{config.tfds_dir or '~/tensorflow_datasets'}  (it may need TensorFlow), then "
-        "the same command again"
+        "the same command again; or read the text itself with data.source=text or jsonl"
     )
     try:
         with _offline():
