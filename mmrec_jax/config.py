@@ -112,7 +112,8 @@ class DataConfig:
         sources = ("sample", "text", "jsonl", "python_docs", "tfds", "recall")
         _require_choice("data.source", self.source, sources)
         if not self.tokenizer.endswith(".json"):
-            _require_choice("data.tokenizer", self.tokenizer, ("char", "byte", "bpe", "word"))
+            kinds = ("char", "byte", "bpe", "word", "or a path that ends in .json")
+            _require_choice("data.tokenizer", self.tokenizer, kinds)
         _require(
             (self.tokenizer == "word") == (self.source == "recall"),
             f"data.tokenizer is {self.tokenizer!r}, data.source {self.source!r}: 'word' and "

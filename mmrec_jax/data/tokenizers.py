@@ -26,7 +26,6 @@ from mmrec_jax.errors import UserError
 PADDING, DOCUMENT = 0, 1
 SPECIAL = ("<pad>", "<doc>")
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
-KINDS = ("char", "byte", "bpe", "word")
 
 
 @runtime_checkable
