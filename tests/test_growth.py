@@ -92,7 +92,8 @@ def test_no_logit_changes_in_any_form(small, large, placement):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("placement", [pytest.param("top", marks=pytest.mark.slow), "spread"])
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["top", "spread"])
 def test_every_new_parameter_moves_within_ten_steps(placement):
     old, new = shape(**TINY), shape(**{**MINI, "use_dpg": True, "use_uboo": True})
     start = grow(trained(old), old, new, jax.random.key(1), placement)

@@ -95,6 +95,7 @@ def test_a_long_document_is_one_document_of_several_examples(folder, monkeypatch
     assert splits_of(corpus) == splits_of(open_corpus(data))
 
 
+@pytest.mark.slow
 def test_training_reads_a_dataset_without_tensorflow(folder, tmp_path):
     flags = train_flags(
         tmp_path / "run",
@@ -174,7 +175,7 @@ def test_what_is_not_there_is_refused_with_what_to_do(folder, bool_q):
     assert "'c4/en' is not prepared in" in message
     assert "run: tfds build c4/en --file_format=array_record" in message
     message = refusal(folder, "plays", field="passage")
-    assert "has no field 'passage', but 'text', 'document'" in message
+    assert "has no field 'passage', but 'document', 'text'" in message
     assert "Unknown split" in refusal(folder, "plays", tfds_split="trian")
 
 

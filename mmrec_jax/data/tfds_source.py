@@ -34,7 +34,7 @@ def open_corpus(config: DataConfig, fractions: tuple[tuple[str, float], ...]) ->
     if config.field not in features:
         raise UserError(
             f"{builder.info.full_name} has no field {config.field!r}, but "
-            f"{', '.join(map(repr, features))}; name one with data.field"
+            f"{', '.join(map(repr, sorted(features)))}; name one with data.field"
         )
     held_out = [name for name in ("validation", "test") if name in builder.info.splits]
     train = config.tfds_split or "train"
