@@ -127,5 +127,5 @@ def _read_config(path: Path) -> Config:
 
 def _is_unfinished_workdir(path: Path) -> bool:
     """Empty, or with nothing but what `prepare` writes before config.json."""
-    written = {"data", "tokenizer.json", "data.json", "config.json.tmp"}
+    written = {"data", "data.partial", "tokenizer.json", "data.json", "config.json.tmp"}
     return {entry.name for entry in path.iterdir()} <= written

@@ -127,7 +127,9 @@ def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
 
 
 def test_a_workdir_that_was_left_half_made_is_made_anew(tmp_path):
-    (tmp_path / "data").mkdir()
+    for name in ("data", "data.partial"):
+        (tmp_path / name).mkdir()
+    workdirs.check_config(tmp_path, config())
     for name in ("data/index.json", "tokenizer.json", "config.json.tmp"):
         (tmp_path / name).write_text("cut o")
     workdirs.prepare(tmp_path, config(), load_dataset(config()))

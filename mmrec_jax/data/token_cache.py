@@ -21,7 +21,6 @@ class PreparedSplit(NamedTuple):
     tokens: TokenReader
     counts: TokenCounts
     digest: str  # of all tokens
-    paths: list[Path]
 
 
 class Prepared(NamedTuple):
@@ -64,9 +63,8 @@ def open_prepared(folder: Path, check: bool = False) -> Prepared:
         for name, values in index["splits"].items():
             paths = [folder / file["name"] for file in values["files"]]
             reader = TokenReader(paths, np.dtype(index["dtype"]), tokenizer.document)
-            splits[name] = PreparedSplit(
-                reader, TokenCounts(**values["counts"]), values["digest"], paths
-            )
+            counts = TokenCounts(**values["counts"])
+            splits[name] = PreparedSplit(reader, counts, values["digest"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder} cannot be read ({error})") from error
     return Prepared(folder, tokenizer, splits)
