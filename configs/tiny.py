@@ -18,6 +18,15 @@ def get_config():
     config = ml_collections.ConfigDict()
     config.name = "tiny"  # the workdir is runs/<name> unless --workdir says otherwise
 
+    config.init_from = ""  # workdir of a run whose model this one grows from; "": a fresh model
+
+    config.growth = growth = ml_collections.ConfigDict()  # where init_from is set
+    growth.checkpoint = "best"  # of that run: or latest, final, a step
+    growth.placement = "top"  # new layers: after all others, or "spread" between them
+    growth.moments = "fresh"  # Adam's, or those of that run: "grown"
+    growth.noise = 1.0  # new weights start as in a fresh model, times this
+    growth.warmup_steps = 20  # instead of train.warmup_steps
+
     config.model = model = ml_collections.ConfigDict()
     model.vocab_size = 5_000  # V; the characters of a corpus use only some of them
     model.dim = 128  # D

@@ -189,6 +189,26 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GrowthConfig:
+    """How a run starts from the model of another one (Config.init_from)."""
+
+    checkpoint: str = "best"  # of that run: best, latest, final or a step
+    placement: str = "top"  # new layers: after all others ("top") or between them ("spread")
+    moments: str = "fresh"  # Adam's: "fresh", or those of that run ("grown")
+    noise: float = 1.0  # new weights start as in a fresh model, times this
+    warmup_steps: int = 20  # instead of train.warmup_steps
+
+    def __post_init__(self):
+        _require_choice("growth.placement", self.placement, ("top", "spread"))
+        _require_choice("growth.moments", self.moments, ("fresh", "grown"))
+        _require_at_least("growth", self, 0, "warmup_steps")
+        _require(
+            self.noise > 0,
+            f"growth.noise is {self.noise}; it must be above 0, or new weights could not learn",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything a run needs, saved in its workdir."""
 
@@ -196,8 +216,13 @@ class Config:
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
+    init_from: str = ""  # the workdir of a run whose model this one grows from; "": starts fresh
+    growth: GrowthConfig = GrowthConfig()
 
     def __post_init__(self):
+        if self.init_from:
+            train = dataclasses.replace(self.train, warmup_steps=self.growth.warmup_steps)
+            object.__setattr__(self, "train", train)
         _require(
             self.train.seq_len % self.model.chunk_len == 0,
             f"train.seq_len {self.train.seq_len} is not a multiple of model.chunk_len "

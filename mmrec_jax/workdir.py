@@ -55,15 +55,19 @@ def open_run(path: Path) -> Run:
         raise UserError(f"there is no workdir {path}; train first, or name another --workdir")
     if not (path / "config.json").exists():
         raise UserError(f"{path} is not a workdir: it has no config.json; train first")
-    checkpoints = path / "checkpoints"
-    if not any(checkpoints.glob("[0-9]*/_CHECKPOINT_METADATA")):
+    if not has_checkpoints(path):
         raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
     return Run(
         path=path,
         config=_read_config(path),
         tokenizer=tokenizer_from_json((path / "tokenizer.json").read_text()),
-        checkpoints=Checkpoints(checkpoints, read_only=True),
+        checkpoints=Checkpoints(path / "checkpoints", read_only=True),
     )
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether a whole checkpoint is in a workdir."""
+    return any((path / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA"))
 
 
 def check_config(path: Path, config: Config) -> None:

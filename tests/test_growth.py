@@ -129,10 +129,10 @@ def test_growing_in_two_steps_or_with_fresh_keys_keeps_the_same_logits():
 
 def test_a_new_token_starts_as_the_mean_of_the_two_it_merges():
     old, new = shape(**TINY), shape(vocab_size=helpers.VOCAB + 3, **TINY)
-    merges = np.array([[3, 4], [helpers.VOCAB, 5], [-1, -1]])
+    parents = [(3, 4), (helpers.VOCAB, 5), ()]
     before = trained(old)
     after = np.asarray(
-        grow(before, old, new, jax.random.key(0), merges=merges)["embedding"]["embedding"]
+        grow(before, old, new, jax.random.key(0), parents=parents)["embedding"]["embedding"]
     )
     rows = np.asarray(before["embedding"]["embedding"])
     first = (rows[3] + rows[4]) / 2

@@ -58,7 +58,7 @@ def users_own():
 def lossless(folder):
     path = folder / "tokenizer.json"
     path.write_text(users_own())
-    return {"byte": ByteTokenizer(), "bpe": bpe(), "file": SubwordTokenizer.load(path)}
+    return {"byte": ByteTokenizer(), "bpe": bpe(), "file": load_tokenizer(path)}
 
 
 @pytest.fixture(scope="module", params=["byte", "bpe", "file"])
@@ -156,9 +156,9 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer\.json"):
-        SubwordTokenizer.load(tmp_path / "tokenizer.json")
+        load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match=r"cannot read the tokenizer .*none\.json: No such file"):
-        SubwordTokenizer.load(tmp_path / "none.json")
+        load_tokenizer(tmp_path / "none.json")
 
 
 # --- char ---

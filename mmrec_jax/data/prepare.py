@@ -45,6 +45,7 @@ from mmrec_jax.data.tokenizers import (
     CharTokenizer,
     SubwordTokenizer,
     Tokenizer,
+    load_tokenizer,
 )
 from mmrec_jax.errors import UserError
 
@@ -155,7 +156,7 @@ def _name(config: Config, scan: Scan) -> str:
     data = config.data
     tokenizer = {"kind": data.tokenizer}
     if data.tokenizer.endswith(".json"):
-        tokenizer = {"file": SubwordTokenizer.load(Path(data.tokenizer)).to_json()}
+        tokenizer = {"file": load_tokenizer(Path(data.tokenizer)).to_json()}
     elif data.tokenizer != "byte":
         tokenizer["vocab_size"] = config.model.vocab_size
     fractions = data.validation_fraction, data.test_fraction
@@ -232,7 +233,7 @@ def _make_tokenizer(corpus: Corpus, scan: Scan, config: Config, bar: "_Bar") -> 
         case "byte":
             tokenizer = ByteTokenizer()
         case path:
-            tokenizer = SubwordTokenizer.load(Path(path))
+            tokenizer = load_tokenizer(Path(path))
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"model.vocab_size is {vocab_size}; data.tokenizer {kind!r} needs at least "

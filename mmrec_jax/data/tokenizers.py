@@ -55,6 +55,10 @@ class Tokenizer(Protocol):
     def text_ids(self) -> range:
         """Ids that stand for text; the only ones to be written."""
 
+    @property
+    def tokens(self) -> list[str]:
+        """The name of each id."""
+
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32 [tokens]."""
 
@@ -98,6 +102,10 @@ class CharTokenizer:
     def text_ids(self) -> range:
         return range(self.first, self.vocab_size)
 
+    @property
+    def tokens(self) -> list[str]:
+        return [*SPECIAL, UNKNOWN_CHARACTER, *self.characters]
+
     def encode(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         if not len(self._codes):
@@ -128,6 +136,7 @@ class ByteTokenizer:
     first = 2
     vocab_size = 258
     text_ids = range(2, 258)
+    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
 
     def encode(self, text: str) -> np.ndarray:
         data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
@@ -188,20 +197,6 @@ class SubwordTokenizer:
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
 
-    @classmethod
-    def load(cls, path: Path) -> "SubwordTokenizer":
-        """A user's tokenizer.json.
-
-        Raises:
-            UserError: it is missing or not a tokenizer.
-        """
-        try:
-            return cls(hf.Tokenizer.from_str(path.read_text()))
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(f"{path} is not a tokenizer.json: {error}") from error
-
     @property
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
@@ -214,8 +209,15 @@ class SubwordTokenizer:
 
     @functools.cached_property
     def tokens(self) -> list[str]:
-        """The name of each id."""
         return [self._tokenizer.id_to_token(index) for index in range(self.vocab_size)]
+
+    def merges(self) -> dict[int, tuple[int, int]]:
+        """Of each id that merges two others, these; of one found twice, the first."""
+        ids = {token: index for index, token in enumerate(self.tokens)}
+        found: dict[int, tuple[int, int]] = {}
+        for left, right in json.loads(self._tokenizer.to_str())["model"].get("merges", []):
+            found.setdefault(ids[left + right], (ids[left], ids[right]))
+        return found
 
     def encode(self, text: str) -> np.ndarray:
         # "fast": without the offsets into the text, which nobody asks for.
@@ -251,6 +253,10 @@ class WordTokenizer:
     def text_ids(self) -> range:
         return range(self.vocab_size)
 
+    @property
+    def tokens(self) -> list[str]:
+        return [UNKNOWN_CHARACTER, *self.words]
+
     def encode(self, text: str) -> np.ndarray:
         return np.array([self._ids.get(word, self.unknown) for word in text.split()], np.int32)
 
@@ -265,6 +271,23 @@ class WordTokenizer:
 
     def to_json(self) -> str:
         return json.dumps({"kind": "word", "words": self.words}) + "\n"
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json of the `tokenizers` library, or of a workdir.
+
+    Raises:
+        UserError: it is missing or not a tokenizer.
+    """
+    try:
+        text = path.read_text()
+        if "kind" in json.loads(text):
+            return tokenizer_from_json(text)
+        return SubwordTokenizer(hf.Tokenizer.from_str(text))
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{path} is not a tokenizer.json: {error}") from error
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:

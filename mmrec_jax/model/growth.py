@@ -10,6 +10,7 @@ RMSNorm, q and p depend on D or K themselves, and are scaled: sqrt(D_old / D_new
 a norm, sqrt(K_new / K_old) on q, W_q, b_q and p.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -80,7 +81,8 @@ def grow(
     new: ModelConfig,
     key: PRNGKeyArray,
     placement: str = "top",
-    merges: np.ndarray | None = None,
+    parents: Sequence[Sequence[int]] = (),
+    noise: float = 1.0,
 ) -> Params:
     """Parameters of a larger model whose logits are those of a smaller one.
 
@@ -90,8 +92,9 @@ def grow(
         new: the larger shape.
         key: for what starts at random.
         placement: where new layers go: after all others ("top") or between them ("spread").
-        merges: int [V_new - V_old, 2], for each new token the two that it merges, or -1. A new row
-            of the embedding starts as the mean of theirs; without, at random.
+        parents: for each new token the tokens (a merge: the two it merges) whose mean its row of
+            the embedding starts as; of none, or where there is no entry, at random.
+        noise: what starts at random is that of a fresh model times this; norms apart.
 
     Returns:
         Parameters of the larger model.
@@ -100,13 +103,14 @@ def grow(
         UserError: something shrinks, or cannot be kept exactly.
     """
     check_growth(old, new)
-    fresh = init_params(new, key)
+    fresh = jax.tree.map(lambda x: x * noise if x.ndim > 1 else x, init_params(new, key))
     grown = _grow_tree(params, fresh, old, new, placement, keep=_keep_function)
-    embedding = grown["embedding"]["embedding"]
-    for token, pair in enumerate([] if merges is None else merges, start=old.vocab_size):
-        if min(pair) >= 0:  # a token may merge two that are new themselves
-            embedding = embedding.at[token].set(embedding[np.asarray(pair)].mean(axis=0))
-    grown["embedding"]["embedding"] = embedding
+    if parents:
+        rows = np.array(grown["embedding"]["embedding"])
+        for token, of in enumerate(parents, start=old.vocab_size):
+            if len(of):  # some of them may be new themselves
+                rows[token] = rows[np.asarray(of)].mean(axis=0)
+        grown["embedding"]["embedding"] = jnp.asarray(rows)
     return grown
 
 

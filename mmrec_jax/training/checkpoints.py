@@ -174,9 +174,21 @@ class Checkpoints:
         try:
             return self._restore(step, params=like).params
         except Exception as error:
-            raise UserError(
-                f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}"
-            ) from error
+            raise self._unreadable(step, error) from error
+
+    def restore_state(self, step: int, like: TrainState) -> TrainState:
+        """The whole state of a step, in the structure, dtypes and places of `like`.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return self._restore_state(step, like)
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        return UserError(f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}")
 
     def _restore(self, step: int, **like: Any) -> Any:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

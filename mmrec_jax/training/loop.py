@@ -18,6 +18,7 @@ from mmrec_jax.evaluation import EvalResult, evaluate
 from mmrec_jax.report import draw_losses
 from mmrec_jax.training.checkpoints import Checkpoints, is_better
 from mmrec_jax.training.display import Display
+from mmrec_jax.training.growing import Source, compare, grown_state, open_source
 from mmrec_jax.training.metrics import EpochStats, MetricsWriter
 from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mmrec_jax.training.step import init_train_state, make_eval_step, make_train_step
@@ -83,7 +84,10 @@ def train(config: Config, path: Path) -> None:
         raise UserError("training runs on one host so far; the data is ready for several")
     workdirs.check_config(path, config)
     dataset = load_dataset(config)
-    trainer = Trainer(config, path, dataset)
+    source = None
+    if config.init_from and not workdirs.has_checkpoints(path):
+        source = open_source(config, dataset.tokenizer)
+    trainer = Trainer(config, path, dataset, source)
     workdirs.prepare(path, config, dataset)
     checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
     with StopSignals() as signals:
@@ -93,8 +97,9 @@ def train(config: Config, path: Path) -> None:
 class Trainer:
     """One run of the loop."""
 
-    def __init__(self, config: Config, path: Path, dataset: Dataset):
-        self.config, self.path, self.dataset = config, path, dataset
+    def __init__(self, config: Config, path: Path, dataset: Dataset, source: Source | None = None):
+        """`source`: what the model grows from where there is no checkpoint yet; None: nothing."""
+        self.config, self.path, self.dataset, self.source = config, path, dataset, source
         train = config.train
         host = Host(jax.process_index(), jax.process_count())
         self.batches = training_batches(dataset.train, config, host)
@@ -106,10 +111,8 @@ class Trainer:
 
     def run(self, checkpoints: Checkpoints, signals: StopSignals) -> None:
         self.checkpoints, self.signals = checkpoints, signals
-        state = init_train_state(
-            self.config, self.optimizer, jax.random.key(self.config.train.seed)
-        )
         self.progress = Progress(EpochStats())
+        state = self._start()
         restored = self.checkpoints.restore_newest(state, warn=print)
         if restored is not None:
             state, progress = restored
@@ -127,10 +130,12 @@ class Trainer:
         train_step = make_train_step(self.config, self.optimizer)
         train_step = train_step.lower(state, self.batches[first_step]).compile()
         self.display = Display(self.total_steps, first_step, self.config.train.log_every)
-        self.metrics = MetricsWriter(self.path, first_step)
+        self.metrics = MetricsWriter(self.path, -1 if restored is None else first_step)
         try:
             if first_step:
                 self.metrics.write("event", first_step, event="resumed")
+            if self.source is not None:
+                self._evaluate_start(state)
             self._loop(train_step, state, first_step)
             self.checkpoints.wait()
             self.metrics.flush()
@@ -145,6 +150,19 @@ class Trainer:
                 self.metrics.close()
         draw_losses(self.path)
         self._conclude()
+
+    def _start(self):
+        """The state before the first step."""
+        if self.source is not None:
+            return grown_state(self.source, self.config, self.dataset.tokenizer, self.optimizer)
+        return init_train_state(self.config, self.optimizer, jax.random.key(self.config.train.seed))
+
+    def _evaluate_start(self, state) -> None:
+        """Shows what growth has kept, and saves it: the source is not needed from here on."""
+        start = compare(self.source, self.config, state.params, self.dataset)
+        best_loss = start.loss if self._judge(0, start) else None
+        self.metrics.flush()
+        self.checkpoints.save(0, state, self.progress.to_dict(), best_loss)
 
     def _introduce(self, state, first_step: int) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(state.params))

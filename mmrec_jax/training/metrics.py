@@ -49,7 +49,7 @@ class MetricsWriter:
     """Appends to metrics.jsonl and to TensorBoard files."""
 
     def __init__(self, workdir: Path, resume_step: int):
-        """Opens both; lines of later steps than the one resumed from are dropped."""
+        """Opens both; lines of later steps than the one resumed from (-1: none) are dropped."""
         path = workdir / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _is_kept(line, resume_step)]
@@ -62,7 +62,7 @@ class MetricsWriter:
         events = workdir / "tensorboard"
         events.mkdir(exist_ok=True)
         self._tensorboard = EventsWriter(str(events / "events"), filename_suffix=f".{os.getpid()}")
-        if resume_step:  # TensorBoard forgets what an earlier process wrote from this step on
+        if resume_step > 0:  # TensorBoard forgets what an earlier process wrote from this step on
             start = SessionLog(status=SessionLog.START)
             self._event(resume_step + 1, session_log=start)
 

@@ -59,10 +59,13 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
 
 
 def init_train_state(
-    config: Config, optimizer: optax.GradientTransformation, key: PRNGKeyArray
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    params: Params | None = None,
 ) -> TrainState:
-    """The state before the first step."""
-    params = init_params(config.model, key)
+    """The state before the first step: of fresh parameters, unless some are given."""
+    params = init_params(config.model, key) if params is None else params
     memory = None
     if config.train.carry_memory:
         memory = init_state(config.model, config.train.batch_size)

@@ -1,0 +1,166 @@
+"""The start of a run that grows from the model of another one (Config.init_from)."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from mmrec_jax.config import Config
+from mmrec_jax.data.dataset import Dataset, Split
+from mmrec_jax.data.tokenizers import SubwordTokenizer, Tokenizer
+from mmrec_jax.errors import UserError
+from mmrec_jax.evaluation import EvalResult, evaluate, restore_params
+from mmrec_jax.model.growth import check_growth, grow, grow_moments
+from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.training.step import Params, TrainState, init_train_state, make_eval_step
+from mmrec_jax.workdir import Run, open_run
+
+
+class Source(NamedTuple):
+    """A trained model that another one can grow from."""
+
+    run: Run
+    step: int  # of the checkpoint
+    notes: list[str]  # what the grown model will see differently
+
+
+def open_source(config: Config, tokenizer: Tokenizer) -> Source:
+    """The model that a run is to grow from, checked before anything is written.
+
+    Raises:
+        UserError: there is no such run or checkpoint, its model cannot grow into this one, or its
+            tokens mean something else.
+    """
+    run = open_run(Path(config.init_from))
+    step = run.checkpoints.resolve(config.growth.checkpoint)
+    notes = check_growth(run.config.model, config.model)
+    old, new = run.tokenizer.tokens, tokenizer.tokens
+    if new[: len(old)] != old:
+        differs = [
+            index for index, pair in enumerate(zip(old, new, strict=False)) if len(set(pair)) > 1
+        ]
+        raise UserError(
+            f"the tokenizer of {run.path} is not the beginning of this run's: id "
+            f"{differs[0] if differs else len(new)} is another token. Use its own, with "
+            f"--config.data.tokenizer={run.path}/tokenizer.json"
+        )
+    return Source(run, step, notes)
+
+
+def parents(old: Tokenizer, new: Tokenizer, old_size: int, new_size: int) -> list[tuple[int, ...]]:
+    """For each row that a grown embedding adds, the rows whose mean it starts as (`grow`).
+
+    A merge starts as the two it merges. What stands for nothing yet, as what stood for nothing
+    before: those rows have learned to be unlikely.
+    """
+    merges = new.merges() if isinstance(new, SubwordTokenizer) else {}
+    unused = tuple(range(old.vocab_size, old_size))
+    return [
+        merges.get(token, ()) if token < new.vocab_size else unused
+        for token in range(old_size, new_size)
+    ]
+
+
+def grown_state(
+    source: Source, config: Config, tokenizer: Tokenizer, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step of a run that grows from a source.
+
+    Raises:
+        UserError: its checkpoint cannot be read.
+    """
+    growth, old, new = config.growth, source.run.config.model, config.model
+    key = jax.random.key(config.train.seed)
+    of_source = parents(source.run.tokenizer, tokenizer, old.vocab_size, new.vocab_size)
+    params = grow(
+        restore_params(source.run, source.step),
+        old,
+        new,
+        key,
+        growth.placement,
+        of_source,
+        growth.noise,
+    )
+    state = init_train_state(config, optimizer, key, params)
+    if growth.moments == "fresh":
+        return state
+    adam = _adam(_restore_opt_state(source))
+    grown = {
+        "mu": grow_moments(adam.mu, old, new, 1, growth.placement),
+        "nu": grow_moments(adam.nu, old, new, 2, growth.placement),
+        "count": adam.count,
+    }
+    opt_state = jax.tree.map(
+        lambda x: x._replace(**grown) if _is_adam(x) else x, state.opt_state, is_leaf=_is_adam
+    )
+    return state._replace(opt_state=opt_state)
+
+
+def _restore_opt_state(source: Source) -> optax.OptState:
+    config = source.run.config
+    # Of the schedule only the structure of its state matters here.
+    schedule = learning_rate_schedule(config.train, config.train.warmup_steps + 1)
+    optimizer = make_optimizer(config.train, schedule)
+    like = jax.eval_shape(lambda: init_train_state(config, optimizer, jax.random.key(0)))
+    return source.run.checkpoints.restore_state(source.step, like).opt_state
+
+
+def _is_adam(state) -> bool:
+    return isinstance(state, optax.ScaleByAdamState)
+
+
+def _adam(opt_state: optax.OptState) -> optax.ScaleByAdamState:
+    return next(filter(_is_adam, jax.tree.leaves(opt_state, is_leaf=_is_adam)))
+
+
+def compare(source: Source, config: Config, params: Params, dataset: Dataset) -> EvalResult:
+    """Prints the validation loss of the source beside that of the grown model.
+
+    Both read in the same windows. Where the run's tokenizer has more tokens than the source's, the
+    grown model is shown twice: on the source's tokens, without the new ones, and on its own.
+
+    Returns:
+        That of the grown model on the run's own tokens.
+    """
+    run = source.run
+
+    def measure(model, params, split: Split) -> EvalResult:
+        carry = config.train.carry_memory
+        return evaluate(make_eval_step(model), params, split, config, carry)
+
+    same_tokens = run.tokenizer.tokens == dataset.tokenizer.tokens
+    split = dataset.validation if same_tokens else run.split("validation")
+    of_source = restore_params(run, source.step)
+    rows = [
+        (f"source: {run.path}, step {source.step}", measure(run.config.model, of_source, split))
+    ]
+    start = measure(config.model, params, dataset.validation)
+    if not same_tokens:
+        old_size = run.config.model.vocab_size
+        model = dataclasses.replace(config.model, vocab_size=old_size)
+        embedding = {"embedding": params["embedding"]["embedding"][:old_size]}
+        of_old_tokens = measure(model, {**params, "embedding": embedding}, split)
+        rows.append(("start: grown, on the source's tokens", of_old_tokens))
+    rows.append(("start: grown", start))
+
+    for note in source.notes:
+        print(note)
+    table = Table(title=f"validation loss, in windows of {config.train.seq_len:,} tokens")
+    for name in ("", "parameters", "loss", "perplexity", "accuracy", "bits per byte"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, result in rows:
+        count = sum(x.size for x in jax.tree.leaves(of_source if result is rows[0][1] else params))
+        table.add_row(
+            name,
+            f"{count:,}",
+            f"{result.loss:.6f}",
+            f"{result.perplexity:.4f}",
+            f"{result.accuracy:.2%}",
+            f"{result.bits_per_byte:.4f}",
+        )
+    Console().print(table)
+    return start
