@@ -10,6 +10,10 @@ from mmrec_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config.name>.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run will cost, and stop.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "For --dry_run: devices to divide the run among.")
+_TOKENS = flags.DEFINE_float("tokens", 0, "For --dry_run: tokens to train on, such as 1e9.")
+_FLOPS = flags.DEFINE_float("flops", 0, "For --dry_run: FLOP/s that one device reaches.")
 
 
 def main():
@@ -17,6 +21,11 @@ def main():
     from mmrec_jax.training.loop import Interrupted, train
 
     config = from_mapping(_CONFIG.value)
+    if _DRY_RUN.value:
+        from mmrec_jax.plan import print_plan
+
+        print_plan(config, _DEVICES.value, int(_TOKENS.value), _FLOPS.value)
+        return
     try:
         train(config, Path(_WORKDIR.value or f"runs/{config.name}"))
     except Interrupted as interrupted:
