@@ -1,4 +1,7 @@
-"""Trains a model, or goes on with it: python train.py --config=configs/tiny.py"""
+"""Trains a model, or goes on with it: python train.py --config=configs/tiny.py
+
+A ladder of models, each grown from the one before: python train.py --config=configs/ladder.py
+"""
 
 import sys
 from pathlib import Path
@@ -18,16 +21,22 @@ _FLOPS = flags.DEFINE_float("flops", 0, "For --dry_run: FLOP/s that one device r
 
 def main():
     from mmrec_jax.config import from_mapping
+    from mmrec_jax.ladder import climb, is_ladder, rung_configs
+    from mmrec_jax.plan import print_plan
     from mmrec_jax.training.loop import Interrupted, train
 
-    config = from_mapping(_CONFIG.value)
+    path = Path(_WORKDIR.value or f"runs/{_CONFIG.value.get('name')}")
+    is_climb = is_ladder(_CONFIG.value)
+    configs = rung_configs(_CONFIG.value, path) if is_climb else [from_mapping(_CONFIG.value)]
     if _DRY_RUN.value:
-        from mmrec_jax.plan import print_plan
-
-        print_plan(config, _DEVICES.value, int(_TOKENS.value), _FLOPS.value)
+        for config in configs:
+            print_plan(config, _DEVICES.value, int(_TOKENS.value), _FLOPS.value)
         return
     try:
-        train(config, Path(_WORKDIR.value or f"runs/{config.name}"))
+        if is_climb:
+            climb(configs, path)
+        else:
+            train(configs[0], path)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
 

@@ -1,4 +1,4 @@
-"""The second rung of the ladder: D 256, L 6; grown from a trained tiny.
+"""mini, 10,474,496 parameters: the second rung of the ladder, grown from a trained tiny.
 
 python train.py --config=configs/tiny.py
 python train.py --config=configs/mini.py --config.init_from=runs/tiny
@@ -15,4 +15,12 @@ def get_config():
     config.model.dim = 256
     config.model.num_layers = 6
     config.model.num_heads = 4
+
+    config.train.batch_size = 1
+    config.train.seq_len = 2_048
+    config.train.num_epochs = 4
+    config.train.learning_rate = 1e-3
+    config.train.initial_learning_rate = 1e-4
+    config.train.final_learning_rate = 1e-4
+    config.train.eval_batch_size = 4
     return config

@@ -25,6 +25,7 @@ def get_config():
     growth.placement = "top"  # new layers: after all others, or "spread" between them
     growth.moments = "fresh"  # Adam's, or those of that run: "grown"
     growth.noise = 1.0  # new weights start as in a fresh model, times this
+    growth.old_rate = 1.0  # learning rate of what that run had, as a share of that of the new
     growth.warmup_steps = 20  # instead of train.warmup_steps
 
     config.model = model = ml_collections.ConfigDict()
@@ -71,7 +72,8 @@ def get_config():
     train.batch_size = 2  # sequences a step
     train.seq_len = 256  # T, a multiple of model.chunk_len
     train.num_epochs = 3
-    train.num_steps = 0  # steps in all; 0: num_epochs epochs
+    train.num_steps = 0  # steps in all, instead of num_epochs
+    train.num_tokens = 0  # tokens in all, instead of num_epochs or num_steps
     train.learning_rate = 3e-4  # peak of AdamW's
     train.initial_learning_rate = 3e-5  # the warm-up rises from here
     train.final_learning_rate = 3e-5  # the cosine falls to here at the last step
@@ -86,6 +88,7 @@ def get_config():
     train.eval_every = 0  # steps; 0: only after each epoch
     train.eval_batch_size = 8
     train.patience = 3  # evaluations without improvement before training stops; 0: never
+    train.min_improvement = 0.0  # nats a token; what improves by less has not, for patience
     train.checkpoint_every = 100  # steps
     train.keep_checkpoints = 3  # newest ones, besides the best
     train.log_every = 10  # steps between progress lines where there is no terminal

@@ -156,13 +156,15 @@ class TrainConfig:
     b1: float
     b2: float
     clip_norm: float  # largest global norm of the gradient
-    num_steps: int = 0  # steps in all; 0: num_epochs epochs
+    num_steps: int = 0  # steps in all, instead of num_epochs
+    num_tokens: int = 0  # tokens in all, instead of num_epochs or num_steps
     carry_memory: bool = False  # sequences go on from those of the step before, without gradient
     carry_windows: int = 0  # sequences a lane reads on before it starts elsewhere; 0: to its end
     accumulate_steps: int = 1  # micro-batches whose gradients are averaged into one step
     eval_every: int = 0  # steps between evaluations besides those after each epoch; 0 for none
     eval_batch_size: int = 8
     patience: int = 0  # evaluations without improvement before training stops; 0 for never
+    min_improvement: float = 0.0  # nats a token; what improves by less has not, for patience
     checkpoint_every: int = 100
     keep_checkpoints: int = 3  # newest ones kept, besides the best
     log_every: int = 10  # steps between two progress lines where there is no terminal
@@ -175,7 +177,7 @@ class TrainConfig:
         _require_at_least(
             "train", self, 0, "seed", "warmup_steps", "weight_decay", "learning_rate",
             "initial_learning_rate", "final_learning_rate", "eval_every", "patience",
-            "carry_windows", "num_steps",
+            "carry_windows", "num_steps", "num_tokens", "min_improvement",
         )  # fmt: skip
         _require(self.clip_norm > 0, f"train.clip_norm is {self.clip_norm}; it must be above 0")
         for name in ("b1", "b2"):
@@ -186,6 +188,21 @@ class TrainConfig:
             f"train.batch_size {self.batch_size} is not divisible by train.accumulate_steps "
             f"{self.accumulate_steps}",
         )
+        _require(
+            not (self.num_steps and self.num_tokens),
+            f"train.num_steps is {self.num_steps} and train.num_tokens {self.num_tokens}: give one "
+            "of them, and 0 for the other",
+        )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens a step."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def fixed_steps(self) -> int:
+        """Steps in all, where the config says it; 0 where the corpus does, by epochs."""
+        return self.num_steps or -(-self.num_tokens // self.step_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,12 +213,13 @@ class GrowthConfig:
     placement: str = "top"  # new layers: after all others ("top") or between them ("spread")
     moments: str = "fresh"  # Adam's: "fresh", or those of that run ("grown")
     noise: float = 1.0  # new weights start as in a fresh model, times this
+    old_rate: float = 1.0  # learning rate of what the source had, as a share of that of the new
     warmup_steps: int = 20  # instead of train.warmup_steps
 
     def __post_init__(self):
         _require_choice("growth.placement", self.placement, ("top", "spread"))
         _require_choice("growth.moments", self.moments, ("fresh", "grown"))
-        _require_at_least("growth", self, 0, "warmup_steps")
+        _require_at_least("growth", self, 0, "warmup_steps", "old_rate")
         _require(
             self.noise > 0,
             f"growth.noise is {self.noise}; it must be above 0, or new weights could not learn",

@@ -1,12 +1,13 @@
 """What a run will cost, before anything of it is allocated: train.py --dry_run.
 
-Parameters are those of the model itself, traced by shapes alone. FLOPs are those of matrix products:
+Parameters are those of the model itself, traced by shapes alone. FLOPs are those of matrix
+products:
 
     forward, a token    2 for each weight of a matrix (the embedding counts as logits), and
                         4 D (S + C + M) a layer to read short-term and long-term memory
-    training, a token   3 times that, and a layer: 4 D^2 to compute the gates of the recurrence again,
-                        2 D for each query that the saliency loss looks at, 3 times UBOO's own; with
-                        model.remat the forward pass of the layers once more
+    training, a token   3 times that, and for each layer 4 D^2 to compute the recurrence's gates
+                        again, 2 D for each query that the saliency loss looks at, and 3 times
+                        UBOO's own; with model.remat the forward pass of the layers once more
 
 Activations are what the backward pass of the traced loss keeps; of one and of two layers, because
 every further layer keeps as much as the second.
@@ -160,7 +161,9 @@ def _kept(config: Config, model: ModelConfig) -> int:
 
         return jax.vjp(loss, params)[1]
 
-    kept = Counter((x.shape, x.dtype) for x in jax.tree.leaves(jax.eval_shape(backward, params, tokens)))
+    kept = Counter(
+        (x.shape, x.dtype) for x in jax.tree.leaves(jax.eval_shape(backward, params, tokens))
+    )
     kept -= Counter((x.shape, x.dtype) for x in jax.tree.leaves(params))
     return sum(count * _bytes(jax.ShapeDtypeStruct(*x)) for x, count in kept.items())
 
@@ -179,7 +182,9 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
     """
     train, model = config.train, config.model
     if devices < 1 or train.batch_size % devices:
-        raise UserError(f"train.batch_size {train.batch_size} is not divisible by --devices={devices}")
+        raise UserError(
+            f"train.batch_size {train.batch_size} is not divisible by --devices={devices}"
+        )
     parameters, flops = count_parameters(model), count_flops(config)
     total, forward = sum(parameters.values()), sum(flops.forward.values())
     print(
@@ -199,11 +204,13 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
     Console().print(table)
 
     memory = count_memory(config)
-    table = _table(f"{train.batch_size} x {train.seq_len:,} tokens a step", "GB", f"GB a device, of {devices}")
+    table = _table(
+        f"{train.batch_size} x {train.seq_len:,} tokens a step", "GB", f"GB a device, of {devices}"
+    )
     for name, size in (*memory._asdict().items(), ("all", sum(memory))):
         table.add_row(name, f"{size / 1e9:,.3f}", f"{size / devices / 1e9:,.3f}")
     Console().print(table)
-    tokens = tokens or train.num_steps * train.batch_size * train.seq_len
+    tokens = tokens or train.fixed_steps * train.step_tokens
     if not tokens:
         print("how long it takes: give --tokens and --flops (a second, that one device reaches)")
         return

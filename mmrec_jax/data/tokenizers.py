@@ -136,7 +136,10 @@ class ByteTokenizer:
     first = 2
     vocab_size = 258
     text_ids = range(2, 258)
-    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+
+    @property
+    def tokens(self) -> list[str]:
+        return [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
 
     def encode(self, text: str) -> np.ndarray:
         data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)

@@ -136,6 +136,19 @@ def grow_moments(
     return _grow_tree(moments, zeros, old, new, placement, keep)
 
 
+def is_old(old: ModelConfig, new: ModelConfig, placement: str = "top") -> Params:
+    """Which parameters of the larger model were in the smaller one: a tree like it, bool."""
+
+    def tree(config, value):
+        shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        return jax.tree.map(lambda x: jnp.full(x.shape, value), shapes)
+
+    def keep(value, new, axes):
+        return new.at[np.ix_(*(axis.old for axis in axes))].set(value)
+
+    return _grow_tree(tree(old, True), tree(new, False), old, new, placement, keep)
+
+
 def layer_places(old_layers: int, new_layers: int, placement: str) -> list[int]:
     """Where each old layer is in the larger model."""
     if placement == "top":

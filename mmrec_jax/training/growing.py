@@ -14,7 +14,7 @@ from mmrec_jax.data.dataset import Dataset, Split
 from mmrec_jax.data.tokenizers import SubwordTokenizer, Tokenizer
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import EvalResult, evaluate, restore_params
-from mmrec_jax.model.growth import check_growth, grow, grow_moments
+from mmrec_jax.model.growth import check_growth, grow, grow_moments, is_old
 from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mmrec_jax.training.step import Params, TrainState, init_train_state, make_eval_step
 from mmrec_jax.workdir import Run, open_run
@@ -98,6 +98,12 @@ def grown_state(
         lambda x: x._replace(**grown) if _is_adam(x) else x, state.opt_state, is_leaf=_is_adam
     )
     return state._replace(opt_state=opt_state)
+
+
+def old_parameters(config: Config) -> Params:
+    """Which parameters a grown model had from its source: a tree like them, bool."""
+    source = open_run(Path(config.init_from)).config.model
+    return is_old(source, config.model, config.growth.placement)
 
 
 def _restore_opt_state(source: Source) -> optax.OptState:

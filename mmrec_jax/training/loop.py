@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+import optax
 
 from mmrec_jax import workdir as workdirs
 from mmrec_jax.config import Config
@@ -18,9 +19,9 @@ from mmrec_jax.evaluation import EvalResult, evaluate
 from mmrec_jax.report import draw_losses
 from mmrec_jax.training.checkpoints import Checkpoints, is_better
 from mmrec_jax.training.display import Display
-from mmrec_jax.training.growing import Source, compare, grown_state, open_source
+from mmrec_jax.training.growing import Source, compare, grown_state, old_parameters, open_source
 from mmrec_jax.training.metrics import EpochStats, MetricsWriter
-from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer, slower_where
 from mmrec_jax.training.step import init_train_state, make_eval_step, make_train_step
 
 
@@ -103,10 +104,14 @@ class Trainer:
         train = config.train
         host = Host(jax.process_index(), jax.process_count())
         self.batches = training_batches(dataset.train, config, host)
-        self.step_tokens = train.batch_size * train.seq_len
-        self.total_steps = train.num_steps or train.num_epochs * self.batches.steps_per_epoch
+        self.step_tokens = train.step_tokens
+        self.total_steps = train.fixed_steps or train.num_epochs * self.batches.steps_per_epoch
         self.schedule = learning_rate_schedule(train, self.total_steps)
         self.optimizer = make_optimizer(train, self.schedule)
+        if config.init_from and config.growth.old_rate != 1:
+            self.optimizer = optax.chain(
+                self.optimizer, slower_where(old_parameters(config), config.growth.old_rate)
+            )
         self.eval_step = make_eval_step(config.model)
 
     def run(self, checkpoints: Checkpoints, signals: StopSignals) -> None:
@@ -172,7 +177,7 @@ class Trainer:
             f"(jax {jax.__version__})"
         )
         length = f"{train.num_epochs} epochs"
-        if train.num_steps:
+        if train.fixed_steps:
             length = f"{self.total_steps / self.batches.steps_per_epoch:.2f} epochs"
         print(
             f"{self.step_tokens * self.batches.steps_per_epoch:,} training tokens an epoch, "
@@ -220,7 +225,7 @@ class Trainer:
                 if epoch_ends:
                     self._end_epoch(step, result)
             if last:
-                done = f"{self.total_steps:,} steps" if train.num_steps else "epochs"
+                done = f"{self.total_steps:,} steps" if train.fixed_steps else "epochs"
                 self.progress.finished = f"all {done} done"
             finished = self.progress.finished
             if checkpoint_due or best_loss is not None or finished or stop:
@@ -278,19 +283,22 @@ class Trainer:
     def _judge(self, step: int, result: EvalResult) -> bool:
         """Takes note of an evaluation; whether it is the best so far."""
         self.metrics.write("evaluation", step, **result.to_dict())
-        progress, patience = self.progress, self.config.train.patience
-        if is_better(result.loss, progress.best_loss):
+        progress, train = self.progress, self.config.train
+        before, best = progress.best_loss, is_better(result.loss, progress.best_loss)
+        if best:
             progress.best_loss, progress.best_step = result.loss, step
+        if best and (before is None or before - result.loss >= train.min_improvement):
             progress.evaluations_without_improvement = 0
-            return True
+            return best
         progress.evaluations_without_improvement += 1
-        if patience and progress.evaluations_without_improvement >= patience:
+        if train.patience and progress.evaluations_without_improvement >= train.patience:
+            much = f" by {train.min_improvement:g}" if train.min_improvement else ""
             progress.finished = (
-                f"stopped early: validation loss {_number(progress.best_loss)} of step "
-                f"{progress.best_step} was not improved on in {patience} evaluations"
+                f"stopped early: in {train.patience} evaluations validation loss was not improved "
+                f"on{much}; best is {_number(progress.best_loss)} of step {progress.best_step}"
             )
             self.metrics.write("event", step, event="stopped early", reason=progress.finished)
-        return False
+        return best
 
     def _end_epoch(self, step: int, result: EvalResult) -> None:
         stats = self.progress.stats

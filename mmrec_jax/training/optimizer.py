@@ -1,6 +1,7 @@
 """AdamW with warm-up and cosine decay, as one optax chain."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mmrec_jax.config import TrainConfig
@@ -26,6 +27,15 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Sched
         peak, total_steps - config.warmup_steps, config.final_learning_rate / peak
     )
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
+
+
+def slower_where(where, rate: float) -> optax.GradientTransformation:
+    """Multiplies updates by a rate where a tree of bools, like the parameters, is true."""
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(
+            lambda x, is_slower: jnp.where(is_slower, rate * x, x), updates, where
+        )
+    )
 
 
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -1,0 +1,33 @@
+"""base: the fourth rung of the ladder, and the first for an accelerator.
+
+    python train.py --config=configs/base.py --dry_run
+    python train.py --config=configs/base.py --config.init_from=runs/small
+
+The corpus here is the sample of tiny, so that the command runs; a model of this size wants a real
+one (docs/scaling.md).
+"""
+
+from configs import small
+
+
+def get_config():
+    config = small.get_config()
+    config.name = "base"
+
+    config.model.vocab_size = 32_000
+    config.model.dim = 1_024
+    config.model.num_layers = 12
+    config.model.num_heads = 8
+    config.model.dtype = "bfloat16"
+    config.model.dropout = 0.0
+    config.model.saliency_queries = 256
+
+    config.train.batch_size = 16
+    config.train.seq_len = 8_192
+    config.train.learning_rate = 6e-4
+    config.train.initial_learning_rate = 0.0
+    config.train.final_learning_rate = 6e-5
+    config.train.warmup_steps = 1_000
+    config.train.eval_batch_size = 16
+    config.train.checkpoint_every = 1_000
+    return config

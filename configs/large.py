@@ -1,0 +1,21 @@
+"""large: the sixth rung of the ladder; the auxiliary loss that predicts the state (UBOO) begins.
+
+python train.py --config=configs/large.py --config.init_from=runs/medium
+"""
+
+from configs import medium
+
+
+def get_config():
+    config = medium.get_config()
+    config.name = "large"
+
+    config.model.dim = 3_072
+    config.model.num_layers = 20
+    config.model.num_heads = 24
+    config.model.use_uboo = True
+
+    config.train.seq_len = 32_768
+    config.train.learning_rate = 2e-4
+    config.train.final_learning_rate = 2e-5
+    return config

@@ -1,0 +1,23 @@
+"""medium: the fifth rung of the ladder; the decay gets its low-rank term (DPG).
+
+python train.py --config=configs/medium.py --config.init_from=runs/base
+"""
+
+from configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.name = "medium"
+
+    config.model.dim = 2_048
+    config.model.num_layers = 16
+    config.model.num_heads = 16
+    config.model.use_dpg = True
+    config.model.remat = True
+
+    config.train.batch_size = 32
+    config.train.seq_len = 16_384
+    config.train.learning_rate = 3e-4
+    config.train.final_learning_rate = 3e-5
+    return config

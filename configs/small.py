@@ -1,0 +1,21 @@
+"""small: the third rung of the ladder, grown from a trained mini.
+
+python train.py --config=configs/small.py --config.init_from=runs/mini
+"""
+
+from configs import mini
+
+
+def get_config():
+    config = mini.get_config()
+    config.name = "small"
+
+    config.model.vocab_size = 20_000
+    config.model.dim = 512
+    config.model.num_layers = 8
+    config.model.num_heads = 8
+
+    config.train.seq_len = 4_096
+    config.train.num_epochs = 2
+    config.train.eval_batch_size = 2
+    return config
