@@ -49,7 +49,7 @@ def get_config():
     model.use_uboo = False  # auxiliary loss that predicts the state
     model.uboo_weight = 0.1
     model.dtype = "float32"  # or "bfloat16"; the recurrence and the softmax stay float32
-    model.remat = False  # recompute blocks in the backward pass: less memory, more time
+    model.remat = False  # recompute blocks in the backward pass: less memory on an accelerator
 
     config.data = data = ml_collections.ConfigDict()
     data.source = "sample"  # generated sentences; or text, jsonl, python_docs, tfds, recall

@@ -144,9 +144,10 @@ def is_old(old: ModelConfig, new: ModelConfig, placement: str = "top") -> Params
         return jax.tree.map(lambda x: jnp.full(x.shape, value), shapes)
 
     def keep(value, new, axes):
-        return new.at[np.ix_(*(axis.old for axis in axes))].set(value)
+        return _put(value, new, axes, scale_power=0)
 
-    return _grow_tree(tree(old, True), tree(new, False), old, new, placement, keep)
+    marked = _grow_tree(tree(old, 1.0), tree(new, 0.0), old, new, placement, keep)
+    return jax.tree.map(lambda x: x > 0, marked)
 
 
 def layer_places(old_layers: int, new_layers: int, placement: str) -> list[int]:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jax
 import optax
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mmrec_jax.config import Config
+from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.dataset import Dataset, Split
 from mmrec_jax.data.tokenizers import SubwordTokenizer, Tokenizer
 from mmrec_jax.errors import UserError
@@ -133,36 +134,36 @@ def compare(source: Source, config: Config, params: Params, dataset: Dataset) ->
         That of the grown model on the run's own tokens.
     """
     run = source.run
+    old, new = run.config.model, config.model
 
-    def measure(model, params, split: Split) -> EvalResult:
+    def measure(model: ModelConfig, params: Params, split: Split) -> EvalResult:
         carry = config.train.carry_memory
         return evaluate(make_eval_step(model), params, split, config, carry)
 
     same_tokens = run.tokenizer.tokens == dataset.tokenizer.tokens
     split = dataset.validation if same_tokens else run.split("validation")
-    of_source = restore_params(run, source.step)
-    rows = [
-        (f"source: {run.path}, step {source.step}", measure(run.config.model, of_source, split))
-    ]
-    start = measure(config.model, params, dataset.validation)
+    rows = {"source": measure(old, restore_params(run, source.step), split)}
+    start = measure(new, params, dataset.validation)
     if not same_tokens:
-        old_size = run.config.model.vocab_size
-        model = dataclasses.replace(config.model, vocab_size=old_size)
-        embedding = {"embedding": params["embedding"]["embedding"][:old_size]}
-        of_old_tokens = measure(model, {**params, "embedding": embedding}, split)
-        rows.append(("start: grown, on the source's tokens", of_old_tokens))
-    rows.append(("start: grown", start))
+        model = dataclasses.replace(new, vocab_size=old.vocab_size)
+        embedding = {"embedding": params["embedding"]["embedding"][: old.vocab_size]}
+        without_new = {**params, "embedding": embedding}
+        rows["start, old tokens"] = measure(model, without_new, split)
+    rows["start"] = start
 
+    print(
+        f"grown from {run.path}, step {source.step}; validation in windows of "
+        f"{config.train.seq_len:,} tokens:"
+    )
     for note in source.notes:
         print(note)
-    table = Table(title=f"validation loss, in windows of {config.train.seq_len:,} tokens")
-    for name in ("", "parameters", "loss", "perplexity", "accuracy", "bits per byte"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, result in rows:
-        count = sum(x.size for x in jax.tree.leaves(of_source if result is rows[0][1] else params))
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for name in ("loss", "perplexity", "accuracy", "bits per byte"):
+        table.add_column(name, justify="right")
+    for name, result in rows.items():
         table.add_row(
             name,
-            f"{count:,}",
             f"{result.loss:.6f}",
             f"{result.perplexity:.4f}",
             f"{result.accuracy:.2%}",
