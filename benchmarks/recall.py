@@ -7,13 +7,8 @@ As many runs as there are cores go on at once, each on a core of its own. What a
 done is not done again. Prints a table and draws recall.png beside the runs.
 """
 
-import concurrent.futures
-import functools
 import json
 import os
-import queue
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +16,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.on_cores import run_on_cores
 from configs.recall import VARIANTS
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/recall_suite", "Folder of the runs.")
@@ -43,46 +39,25 @@ def main(_):
         for seed in range(_SEEDS.value if variant in COMPLETE else 1)
         if variant in _VARIANT.value
     ]
-    cores = sorted(os.sched_getaffinity(0))
-    free = queue.SimpleQueue()
-    for core in cores:
-        free.put(core)
-
-    def run(job):
-        core = free.get()
-        try:
-            return run_on_core(folder, *job, core)
-        finally:
-            free.put(core)
-
-    with concurrent.futures.ThreadPoolExecutor(len(cores)) as pool:
-        values = list(pool.map(run, jobs))
-    results = {job: RecallResult(**result) for job, result in zip(jobs, values, strict=True)}
+    commands = {}
+    for variant, seed in jobs:
+        path = folder / f"{variant}_{seed}"
+        if not (path / "recall.json").exists():
+            config = f"--config=configs/recall.py:{variant}"
+            commands[str(path)] = [
+                ["train.py", config, f"--config.train.seed={seed}", f"--workdir={path}"],
+                ["eval.py", "--suite=recall", f"--workdir={path}"],
+            ]
+    run_on_cores(commands)
+    results = {
+        job: RecallResult(**json.loads((folder / "{}_{}".format(*job) / "recall.json").read_text()))
+        for job in jobs
+    }
     print_summary(results)
     of_first_seed = [result for (_, seed), result in results.items() if seed == 0]
     draw_recall(of_first_seed, folder / "recall.png")
     minutes = (time.perf_counter() - start) / 60
-    print(f"{len(jobs)} runs in {minutes:.1f} minutes on {len(cores)} cores")
-
-
-def run_on_core(folder: Path, variant: str, seed: int, core: int) -> dict:
-    """Trains and evaluates a run; what its recall.json holds."""
-    path = folder / f"{variant}_{seed}"
-    start = time.perf_counter()
-    config = f"--config=configs/recall.py:{variant}"
-    commands = (
-        ["train.py", config, f"--config.train.seed={seed}", f"--workdir={path}"],
-        ["eval.py", "--suite=recall", f"--workdir={path}"],
-    )
-    for command in () if (path / "recall.json").exists() else commands:
-        subprocess.run(
-            [sys.executable, *command],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            preexec_fn=functools.partial(os.sched_setaffinity, 0, {core}),
-        )
-    print(f"{path}: {time.perf_counter() - start:.0f} s", flush=True)
-    return json.loads((path / "recall.json").read_text())
+    print(f"{len(jobs)} runs in {minutes:.1f} minutes on {os.cpu_count()} cores")
 
 
 def print_summary(results: dict) -> None:
