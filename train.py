@@ -22,15 +22,15 @@ _FLOPS = flags.DEFINE_float("flops", 0, "For --dry_run: FLOP/s that one device r
 def main():
     from mmrec_jax.config import from_mapping
     from mmrec_jax.ladder import climb, is_ladder, rung_configs
-    from mmrec_jax.plan import print_plan
+    from mmrec_jax.plan import print_plan, print_plans
     from mmrec_jax.training.loop import Interrupted, train
 
     path = Path(_WORKDIR.value or f"runs/{_CONFIG.value.get('name')}")
     is_climb = is_ladder(_CONFIG.value)
     configs = rung_configs(_CONFIG.value, path) if is_climb else [from_mapping(_CONFIG.value)]
     if _DRY_RUN.value:
-        for config in configs:
-            print_plan(config, _DEVICES.value, int(_TOKENS.value), _FLOPS.value)
+        how = _DEVICES.value, int(_TOKENS.value), _FLOPS.value
+        print_plans(configs, *how) if is_climb else print_plan(configs[0], *how)
         return
     try:
         if is_climb:

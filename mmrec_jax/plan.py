@@ -168,6 +168,13 @@ def _kept(config: Config, model: ModelConfig) -> int:
     return sum(count * _bytes(jax.ShapeDtypeStruct(*x)) for x, count in kept.items())
 
 
+def check_devices(config: Config, devices: int) -> None:
+    """Raises UserError where a batch cannot be divided evenly."""
+    batch_size = config.train.batch_size
+    if devices < 1 or batch_size % devices:
+        raise UserError(f"train.batch_size {batch_size} is not divisible by --devices={devices}")
+
+
 def print_plan(config: Config, devices: int, tokens: int, flops_per_second: float) -> None:
     """Prints what a run costs.
 
@@ -181,10 +188,7 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
         UserError: a batch that the devices cannot divide.
     """
     train, model = config.train, config.model
-    if devices < 1 or train.batch_size % devices:
-        raise UserError(
-            f"train.batch_size {train.batch_size} is not divisible by --devices={devices}"
-        )
+    check_devices(config, devices)
     parameters, flops = count_parameters(model), count_flops(config)
     total, forward = sum(parameters.values()), sum(flops.forward.values())
     print(
@@ -217,9 +221,36 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
     work = tokens * flops.training
     line = f"{tokens:,} tokens: {work:.3g} FLOPs"
     if flops_per_second:
-        days = work / (devices * flops_per_second) / 86_400
+        days = _days(work, devices, flops_per_second)
         line += f", {days:,.2f} days on {devices} x {flops_per_second:.3g} FLOP/s"
     print(line)
+
+
+def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_second: float) -> None:
+    """Prints what each of several runs costs, in a line; arguments as of `print_plan`."""
+    table = _table("", "parameters", "FLOPs/token", "tokens a step", "GB", "days")
+    for config in configs:
+        check_devices(config, devices)
+        flops, memory, train = count_flops(config).training, count_memory(config), config.train
+        of_run = tokens or train.fixed_steps * train.step_tokens
+        days = ""
+        if of_run and flops_per_second:
+            days = f"{_days(of_run * flops, devices, flops_per_second):,.2f}"
+        table.add_row(
+            config.name,
+            f"{sum(count_parameters(config.model).values()):,}",
+            f"{flops:.3g}",
+            f"{train.batch_size} x {train.seq_len:,}",
+            f"{sum(memory) / devices / 1e9:,.2f}",
+            days,
+        )
+    Console().print(table)
+    of_tokens = f"; days of {tokens:,} tokens" if tokens else ""
+    print(f"GB a device, of {devices}{of_tokens}")
+
+
+def _days(work: float, devices: int, flops_per_second: float) -> float:
+    return work / (devices * flops_per_second) / 86_400
 
 
 def _table(first: str, *names: str) -> Table:
