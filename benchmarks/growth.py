@@ -17,11 +17,126 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/growth", "Folder of the runs.")
 
 
 class Run(NamedTuple):
-    """A run: how configs/shakespeare.py is changed, and which run it grows from."""
+    """A run: what it changes in configs/shakespeare.py, and the run it grows from."""
 
-    flags: str
+    changes: str
     source: str = ""
 
 
 MINI = "model.dim=256 model.num_layers=6 "
-RUNS = {}
+HOT = MINI + "train.learning_rate=1e-3 train.num_steps=675 growth.checkpoint=latest "
+RUNS = {
+    "tiny": Run(""),
+    "scratch_2e-3": Run(MINI + "train.learning_rate=2e-3"),
+    "scratch_1e-3": Run(MINI + "train.learning_rate=1e-3"),
+    "scratch_5e-4": Run(MINI + "train.learning_rate=5e-4"),
+    # From a source whose learning rate has decayed to the end: it has to rise again.
+    "annealed_1e-3": Run(MINI + "train.num_steps=860 train.learning_rate=1e-3", "tiny"),
+    "annealed_5e-4": Run(MINI + "train.num_steps=860 train.learning_rate=5e-4", "tiny"),
+    "annealed_moments": Run(
+        MINI + "train.num_steps=860 train.learning_rate=1e-3 growth.moments=grown", "tiny"
+    ),
+    # From one that has it high still: one decay for both.
+    "tiny_hot": Run("train.num_steps=3000 train.final_learning_rate=1e-3"),
+    "hot": Run(HOT, "tiny_hot"),
+    "hot_moments": Run(HOT + "growth.moments=grown", "tiny_hot"),
+    "hot_spread": Run(HOT + "growth.placement=spread", "tiny_hot"),
+    "hot_warmup_100": Run(HOT + "growth.warmup_steps=100", "tiny_hot"),
+    "hot_noise_0.3": Run(HOT + "growth.noise=0.3", "tiny_hot"),
+    "hot_old_rate_0.3": Run(HOT + "growth.old_rate=0.3", "tiny_hot"),
+    # Width and depth one after the other, at the same FLOPs.
+    "wide": Run(
+        HOT + "model.num_layers=4 train.num_steps=300 train.final_learning_rate=6e-4", "tiny_hot"
+    ),
+    "wide_then_deep": Run(HOT + "train.num_steps=475 train.learning_rate=6e-4", "wide"),
+    "deep": Run(
+        HOT + "model.dim=128 train.num_steps=300 train.final_learning_rate=6e-4", "tiny_hot"
+    ),
+    "deep_then_wide": Run(HOT + "train.num_steps=597 train.learning_rate=6e-4", "deep"),
+}
+SHOWN = ("tiny", "scratch_1e-3", "tiny_hot", "hot")  # in the picture
+
+_RUN = flags.DEFINE_multi_enum("run", list(RUNS), list(RUNS), "Which to run, with their sources.")
+
+
+class Curve(NamedTuple):
+    """Validation losses of a run, and at how many FLOPs, those of its sources included."""
+
+    flops: list[float]
+    losses: list[float]
+
+
+def main(_):
+    from mmrec_jax.report import draw_curves
+
+    folder, names = Path(_WORKDIR.value), []
+    for name in _RUN.value:
+        names += [line for line in reversed(lineage(name)) if line not in names]
+    for depth in range(max(len(lineage(name)) for name in names)):
+        level = [name for name in names if len(lineage(name)) == depth + 1]
+        run_on_cores({name: [command(folder, name)] for name in level})
+    curves = {name: read_curve(folder, name) for name in names}
+    print_table(curves)
+    shown = {name: curves[name] for name in SHOWN if name in curves}
+    draw_curves(shown, "FLOPs of training, sources included", folder / "growth.png")
+
+
+def lineage(name: str) -> list[str]:
+    """A run, its source, the source of that, and so on."""
+    source = RUNS[name].source
+    return [name, *(lineage(source) if source else [])]
+
+
+def command(folder: Path, name: str) -> list[str]:
+    """Trains a run; nothing happens where that was done."""
+    run = RUNS[name]
+    source = [f"--config.init_from={folder / run.source}"] if run.source else []
+    return [
+        "train.py",
+        "--config=configs/shakespeare.py",
+        "--config.data.source=text",
+        f"--config.data.path={_TEXT.value}",
+        "--config.train.eval_every=200",
+        *(f"--config.{change}" for change in run.changes.split()),
+        *source,
+        f"--workdir={folder / name}",
+    ]
+
+
+def read_curve(folder: Path, name: str) -> Curve:
+    from mmrec_jax.plan import count_flops
+    from mmrec_jax.training.metrics import read_metrics
+    from mmrec_jax.workdir import open_run
+
+    config = open_run(folder / name).config
+    step_flops = config.train.step_tokens * count_flops(config).training
+    before = sum(read_curve(folder, source).flops[-1] for source in lineage(name)[1:2])
+    lines = read_metrics(folder / name, "evaluation")
+    return Curve(
+        [before + line["step"] * step_flops for line in lines], [line["loss"] for line in lines]
+    )
+
+
+def print_table(curves: dict[str, Curve]) -> None:
+    """Best losses; and at what share of its FLOPs a run is as good as the best fresh mini."""
+    fresh = [curve for name, curve in curves.items() if name.startswith("scratch")]
+    target = min(fresh, key=lambda curve: min(curve.losses)) if fresh else None
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("run")
+    for name in ("FLOPs", "start loss", "best loss", "share of scratch", "as good at"):
+        table.add_column(name, justify="right")
+    for name, curve in curves.items():
+        share = good_at = ""
+        if target is not None:
+            share = f"{curve.flops[-1] / target.flops[-1]:.1%}"
+            pairs = zip(curve.flops, curve.losses, strict=True)
+            as_good = [flops for flops, loss in pairs if loss <= min(target.losses)]
+            good_at = f"{as_good[0] / target.flops[-1]:.1%}" if as_good else "never"
+        start = f"{curve.losses[0]:.4f}" if RUNS[name].source else ""
+        best = f"{min(curve.losses):.4f}"
+        table.add_row(name, f"{curve.flops[-1]:.3g}", start, best, share, good_at)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app.run(main)

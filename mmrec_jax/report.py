@@ -66,6 +66,27 @@ def draw_losses_by_position(buckets: list[dict], seq_len: int, workdir: Path) ->
     return path
 
 
+def draw_curves(curves: dict, xlabel: str, path: Path) -> Path:
+    """Draws validation losses against what they cost.
+
+    Args:
+        curves: of each run, by name, the costs and the losses.
+        xlabel: what the costs are.
+        path: the PNG file.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for (name, (costs, losses)), marker in zip(curves.items(), itertools.cycle("osD^vPX")):
+        axes.plot(costs, losses, f"{marker}-", label=name, markersize=4, linewidth=1)
+    lowest = min(min(losses) for _, losses in curves.values())
+    axes.set(xlabel=xlabel, ylabel="validation loss (nats per token)", xlim=(0, None))
+    axes.set_ylim(lowest - 0.02, lowest + 0.4)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
 def draw_recall(results: list, path: Path) -> Path:
     """Draws the share of right answers by length of the text, a panel a task.
 
