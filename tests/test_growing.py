@@ -139,7 +139,8 @@ def test_a_larger_vocabulary_of_byte_pairs_changes_nothing_on_the_tokens_of_the_
 ):
     bpe = {"data__tokenizer": "bpe", "data__sample_chars": 6000, "train__learning_rate": 3e-3}
     train(config(model__vocab_size=300, **bpe), tmp_path / "source")
-    train(grown_config(tmp_path / "source", model__vocab_size=340, **bpe), tmp_path / "grown")
+    carried = {"train__carry_memory": True, **bpe}
+    train(grown_config(tmp_path / "source", model__vocab_size=340, **carried), tmp_path / "grown")
     rows = printed_losses(capsys.readouterr().out)
     (_, source), (name, same), (_, start) = rows
     assert name == "start, old tokens"

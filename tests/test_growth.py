@@ -193,6 +193,7 @@ def test_new_layers_are_on_top_or_spread_out():
         ({"num_layers": 1}, "cannot shrink: model.num_layers is 2"),
         ({"num_heads": 1}, "cannot shrink: model.num_heads is 2"),
         ({"dim": 24}, "head width K grows from 8 to 12: it must be a multiple"),
+        ({"chunk_len": 6, "short_term": 12}, "model.chunk_len grows from 4 to 6: it must be a"),
         ({"use_dpg": False}, "model.use_dpg is on and cannot be switched off"),
         ({"dpg_rank": 2}, "cannot shrink: model.dpg_rank"),
         ({"mu": 0.2}, "model.mu is 0.1, and would be 0.2"),

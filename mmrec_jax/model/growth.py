@@ -68,6 +68,10 @@ def check_growth(old: ModelConfig, new: ModelConfig) -> list[str]:
             f"the head width K grows from {old.head_dim} to {new.head_dim}: it must be a multiple, "
             "so that rotary positions have the old frequencies among theirs"
         )
+    if new.chunk_len % old.chunk_len:
+        raise UserError(
+            f"model.chunk_len grows from {old.chunk_len} to {new.chunk_len}: it must be a multiple"
+        )
     return [
         f"model.{name} grows from {getattr(old, name)} to {getattr(new, name)}: the model sees more"
         for name in ("short_term", "long_term", "chunk_len")

@@ -137,8 +137,9 @@ def compare(source: Source, config: Config, params: Params, dataset: Dataset) ->
     old, new = run.config.model, config.model
 
     def measure(model: ModelConfig, params: Params, split: Split) -> EvalResult:
+        of_model = dataclasses.replace(config, model=model)
         carry = config.train.carry_memory
-        return evaluate(make_eval_step(model), params, split, config, carry)
+        return evaluate(make_eval_step(model), params, split, of_model, carry)
 
     same_tokens = run.tokenizer.tokens == dataset.tokenizer.tokens
     split = dataset.validation if same_tokens else run.split("validation")
