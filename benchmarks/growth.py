@@ -67,7 +67,7 @@ class Curve(NamedTuple):
 
 
 def main(_):
-    from mmrec_jax.report import draw_curves
+    from mmrec_jax.pictures import draw_curves
 
     folder, names = Path(_WORKDIR.value), []
     for name in _RUN.value:
@@ -94,6 +94,7 @@ def command(folder: Path, name: str) -> list[str]:
     return [
         "train.py",
         "--config=configs/shakespeare.py",
+        "--noreport",
         "--config.data.source=text",
         f"--config.data.path={_TEXT.value}",
         "--config.train.eval_every=200",

@@ -27,8 +27,8 @@ COMPLETE = ("more_pairs", "full")  # with every seed, and the longest first; abl
 
 
 def main(_):
+    from mmrec_jax.pictures import draw_recall
     from mmrec_jax.recall_suite import RecallResult
-    from mmrec_jax.report import draw_recall
 
     start = time.perf_counter()
     folder = Path(_WORKDIR.value)
@@ -45,7 +45,13 @@ def main(_):
         if not (path / "recall.json").exists():
             config = f"--config=configs/recall.py:{variant}"
             commands[str(path)] = [
-                ["train.py", config, f"--config.train.seed={seed}", f"--workdir={path}"],
+                [
+                    "train.py",
+                    "--noreport",
+                    config,
+                    f"--config.train.seed={seed}",
+                    f"--workdir={path}",
+                ],
                 ["eval.py", "--suite=recall", f"--workdir={path}"],
             ]
     run_on_cores(commands)

@@ -19,7 +19,7 @@ from mmrec_jax.data.dataset import Split
 from mmrec_jax.data.stream import Batch, TextWindows, every_window
 from mmrec_jax.data.text_files import stream_text
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.report import draw_losses_by_position
+from mmrec_jax.pictures import draw_losses_by_position
 from mmrec_jax.training.step import Params, init_params, make_eval_step
 from mmrec_jax.workdir import open_run
 

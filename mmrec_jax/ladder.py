@@ -79,7 +79,7 @@ def rung_configs(
     return configs
 
 
-def climb(configs: list[Config], path: Path) -> None:
+def climb(configs: list[Config], path: Path, report: bool = False) -> None:
     """Trains every rung that has not finished, then prints a table and writes ladder.json.
 
     Raises:
@@ -89,7 +89,7 @@ def climb(configs: list[Config], path: Path) -> None:
     for index, config in enumerate(configs, start=1):
         grown = f", grown from {config.init_from}" if config.init_from else ""
         print(f"rung {index} of {len(configs)}: {config.name}{grown}", flush=True)
-        train(config, path / config.name)
+        train(config, path / config.name, report)
     rungs = [_read_rung(config, path / config.name) for config in configs]
     _print_table(rungs)
     values = [rung._asdict() for rung in rungs]

@@ -16,7 +16,7 @@ from mmrec_jax.data import recall
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import restore_params, state_bytes
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.report import draw_recall
+from mmrec_jax.pictures import draw_recall
 from mmrec_jax.training.step import Params, model_graph
 from mmrec_jax.workdir import open_run
 

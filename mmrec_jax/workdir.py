@@ -4,9 +4,13 @@ config.json  tokenizer.json  data.json  data/ (tokens of the validation and the 
 checkpoints/  metrics.jsonl  tensorboard/  loss.png  eval.json
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import filelock
 
 from mmrec_jax.config import Config, differences, from_mapping
 from mmrec_jax.data.corpora import HELD_OUT, SPLITS
@@ -51,15 +55,12 @@ def open_run(path: Path) -> Run:
     Raises:
         UserError: the folder is missing, not a workdir, or has no checkpoints.
     """
-    if not path.is_dir():
-        raise UserError(f"there is no workdir {path}; train first, or name another --workdir")
-    if not (path / "config.json").exists():
-        raise UserError(f"{path} is not a workdir: it has no config.json; train first")
+    config = read_config(path)
     if not has_checkpoints(path):
         raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
     return Run(
         path=path,
-        config=_read_config(path),
+        config=config,
         tokenizer=tokenizer_from_json((path / "tokenizer.json").read_text()),
         checkpoints=Checkpoints(path / "checkpoints", read_only=True),
     )
@@ -70,6 +71,41 @@ def has_checkpoints(path: Path) -> bool:
     return any((path / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA"))
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """While this process trains in a workdir no other can.
+
+    Raises:
+        UserError: another one does.
+    """
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(f"another process is training in {path}; use another --workdir") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_training(path: Path) -> bool:
+    """Whether a process trains in a workdir at this moment."""
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    except OSError:  # a workdir that cannot be written
+        return False
+    lock.release()
+    return False
+
+
+def _lock(path: Path) -> filelock.FileLock:
+    return filelock.FileLock(path / "training.lock")
+
+
 def check_config(path: Path, config: Config) -> None:
     """Checks, before anything is read or written, that a workdir is free or of this very config.
 
@@ -77,7 +113,7 @@ def check_config(path: Path, config: Config) -> None:
         UserError: it belongs to another config, or is a folder of something else.
     """
     if (path / "config.json").exists():
-        different = differences(_read_config(path), config)
+        different = differences(read_config(path), config)
         if different:
             raise UserError(
                 f"{path} belongs to a run with another config ({'; '.join(different)}); use "
@@ -122,7 +158,16 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
     temporary.rename(path / "config.json")
 
 
-def _read_config(path: Path) -> Config:
+def read_config(path: Path) -> Config:
+    """The config of a workdir.
+
+    Raises:
+        UserError: the folder is missing, not a workdir, or damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no workdir {path}; train first, or name another --workdir")
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} is not a workdir: it has no config.json; train first")
     try:
         return from_mapping(json.loads((path / "config.json").read_text()))
     except (ValueError, UserError) as error:

@@ -50,6 +50,7 @@ def train_flags(workdir: Path, **overrides) -> list[str]:
     return [
         f"--config={ROOT / 'configs/tiny.py'}",
         f"--workdir={workdir}",
+        "--noreport",
         *(f"--config.{key}={value}" for key, value in knobs.items()),
     ]
 

@@ -27,6 +27,7 @@ def flags(workdir: Path) -> list[str]:
     return [
         f"--config={ROOT / 'configs/ladder.py'}",
         f"--workdir={workdir}",
+        "--noreport",
         "--config.rungs=('tiny', 'mini')",
         *(f"--config.{name}={value}" for name, value in knobs.items()),
     ]
@@ -100,7 +101,7 @@ def test_the_table_is_what_the_runs_have_logged(undisturbed):
 
 def ladder_mapping(**changes):
     mapping = ladder.get_config().to_dict()
-    for flag in flags(Path("unused"))[3:]:
+    for flag in flags(Path("unused"))[4:]:
         key, value = flag.removeprefix("--config.").split("=")
         *sections, name = key.split(".")
         section = mapping

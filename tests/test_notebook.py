@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from mmrec_jax.report import draw_saliency
+from mmrec_jax.pictures import draw_saliency
 from mmrec_jax.training.loop import train
 from small_runs import ROOT, config
 

@@ -16,7 +16,9 @@ from mmrec_jax.data.dataset import Dataset, load_dataset
 from mmrec_jax.data.stream import Host, prefetched, training_batches
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import EvalResult, evaluate
-from mmrec_jax.report import draw_losses
+from mmrec_jax.plan import count_parameters
+from mmrec_jax.provenance import provenance
+from mmrec_jax.report.page import write_report
 from mmrec_jax.training.checkpoints import Checkpoints, is_better
 from mmrec_jax.training.display import Display
 from mmrec_jax.training.growing import Source, compare, grown_state, old_parameters, open_source
@@ -74,8 +76,13 @@ class StopSignals:
         self.received = number
 
 
-def train(config: Config, path: Path) -> None:
+def train(config: Config, path: Path, report: bool = False) -> None:
     """Trains a model in a workdir, from where an earlier call left off if there was one.
+
+    Args:
+        config: of the run.
+        path: the workdir.
+        report: whether to write report.html when training has ended.
 
     Raises:
         UserError: bad input, a workdir of another run, a loss that is not finite, a full disk.
@@ -90,9 +97,11 @@ def train(config: Config, path: Path) -> None:
         source = open_source(config, dataset.tokenizer)
     trainer = Trainer(config, path, dataset, source)
     workdirs.prepare(path, config, dataset)
-    checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
-    with StopSignals() as signals:
-        trainer.run(checkpoints, signals)
+    with workdirs.locked(path), StopSignals() as signals:
+        checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
+        ended = trainer.run(checkpoints, signals)
+    if ended and report:
+        print(f"report: {write_report(path)}")
 
 
 class Trainer:
@@ -114,7 +123,8 @@ class Trainer:
             )
         self.eval_step = make_eval_step(config.model)
 
-    def run(self, checkpoints: Checkpoints, signals: StopSignals) -> None:
+    def run(self, checkpoints: Checkpoints, signals: StopSignals) -> bool:
+        """Trains to the end; false where that had been reached before."""
         self.checkpoints, self.signals = checkpoints, signals
         self.progress = Progress(EpochStats())
         state = self._start()
@@ -129,7 +139,7 @@ class Trainer:
                 f"nothing to do. Best validation loss {_number(self.progress.best_loss)} at step "
                 f"{self.progress.best_step}. To train anew, name another --workdir."
             )
-            return
+            return False
 
         self._introduce(state, first_step)
         train_step = make_train_step(self.config, self.optimizer)
@@ -137,8 +147,7 @@ class Trainer:
         self.display = Display(self.total_steps, first_step, self.config.train.log_every)
         self.metrics = MetricsWriter(self.path, -1 if restored is None else first_step)
         try:
-            if first_step:
-                self.metrics.write("event", first_step, event="resumed")
+            self._log_start(first_step)
             if self.source is not None:
                 self._evaluate_start(state)
             self._loop(train_step, state, first_step)
@@ -153,8 +162,8 @@ class Trainer:
             self.display.close()
             with contextlib.suppress(OSError):  # the disk is still full
                 self.metrics.close()
-        draw_losses(self.path)
         self._conclude()
+        return True
 
     def _start(self):
         """The state before the first step."""
@@ -168,6 +177,18 @@ class Trainer:
         best_loss = start.loss if self._judge(0, start) else None
         self.metrics.flush()
         self.checkpoints.save(0, state, self.progress.to_dict(), best_loss)
+
+    def _log_start(self, first_step: int) -> None:
+        self.metrics.write(
+            "event",
+            first_step,
+            event="resumed" if first_step else "started",
+            time=time.time(),
+            total_steps=self.total_steps,
+            steps_per_epoch=self.batches.steps_per_epoch,
+            parameters=sum(count_parameters(self.config.model).values()),
+            **provenance(),
+        )
 
     def _introduce(self, state, first_step: int) -> None:
         parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -227,6 +248,7 @@ class Trainer:
             if last:
                 done = f"{self.total_steps:,} steps" if train.fixed_steps else "epochs"
                 self.progress.finished = f"all {done} done"
+                self.metrics.write("event", step, event="finished", reason=self.progress.finished)
             finished = self.progress.finished
             if checkpoint_due or best_loss is not None or finished or stop:
                 self.metrics.flush()
@@ -235,6 +257,9 @@ class Trainer:
                 return
             if stop:
                 self.checkpoints.wait()
+                self.metrics.write(
+                    "event", step, event="interrupted", reason=signal.Signals(stop).name
+                )
                 self.display.say(
                     f"{signal.Signals(stop).name}: saved step {step}; the same command goes on "
                     "from there"

@@ -56,7 +56,7 @@ class MetricsWriter:
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.rename(path)
-        self._file = path.open("a")
+        self._file = path.open("a", buffering=1)  # a report may read while the run goes on
         # EventsWriter rather than SummaryWriter, whose thread dies of a full disk and is then
         # waited for without end.
         events = workdir / "tensorboard"
@@ -75,7 +75,7 @@ class MetricsWriter:
         scalars = [
             Summary.Value(tag=f"{kind}/{name}", simple_value=value)
             for name, value in values.items()
-            if isinstance(value, (int, float))
+            if isinstance(value, (int, float)) and kind != "event"
         ]
         if scalars:
             self._event(step, summary=Summary(value=scalars))

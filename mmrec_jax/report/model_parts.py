@@ -1,0 +1,78 @@
+"""What a report shows of a model itself: what it writes, what it remembers."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmrec_jax.evaluation import evaluate
+from mmrec_jax.inspection import look_inside
+from mmrec_jax.language_model import load
+from mmrec_jax.training.step import make_eval_step
+from mmrec_jax.workdir import open_run
+
+SAMPLES, SAMPLE_TOKENS, TEMPERATURE = 3, 240, 0.8
+PASSAGE_TOKENS = 700
+EVALUATED_TOKENS = 200_000  # of the validation split
+
+
+class Token(NamedTuple):
+    """A token of the passage."""
+
+    text: str
+    shade: str  # how many of the banks hold it at the end, from "0" to "1"; "" for none
+    near: bool  # in short-term memory at the end
+
+
+class ModelParts(NamedTuple):
+    """Of one checkpoint."""
+
+    samples: list[str]
+    samples_note: str
+    passage: list[Token]
+    passage_note: str
+    positions: list[dict]  # `first`, `tokens` and `loss` of each bucket of context
+    half_life: np.ndarray  # tokens, [layers, D]
+
+
+def read_model(path: Path, step: int) -> ModelParts:
+    """Reads and writes with a checkpoint of a run.
+
+    Raises:
+        UserError: it, or the validation split, cannot be read.
+    """
+    lm, validation = load(path, str(step)), open_run(path).split("validation")
+    lanes = lm.config.train.eval_batch_size * lm.config.train.seq_len
+    read = min(validation.num_tokens, max(EVALUATED_TOKENS, lanes))
+    result = evaluate(
+        make_eval_step(lm.config.model),
+        lm.params,
+        validation._replace(num_tokens=read),
+        lm.config,
+        carry_memory=True,
+    )
+    tokens, _ = validation.tokens.read(0, min(PASSAGE_TOKENS, validation.num_tokens))
+    inside = look_inside(lm.config.model, lm.params, tokens)
+    held = inside.kept.mean(axis=(0, 1))
+    most = held.max() or 1.0
+    passage = [
+        Token(lm.tokenizer.decode([token]), f"{share / most:.2f}" if share else "", bool(near))
+        for token, share, near in zip(tokens, held, inside.short_term, strict=True)
+    ]
+    config = lm.config.model
+    return ModelParts(
+        samples=lm.generate([""] * SAMPLES, SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0),
+        samples_note=(
+            f"Step {step:,}, temperature {TEMPERATURE:g}, {SAMPLE_TOKENS} tokens each from the "
+            "beginning of a document."
+        ),
+        passage=passage,
+        passage_note=(
+            f"The first {len(tokens):,} tokens of the validation split, read from nothing. Shade: "
+            f"in how many of the {config.num_layers} x {config.num_heads} banks of "
+            f"{config.long_term} slots a token is held at the end (darkest: {most:.0%} of them). "
+            "Dotted: in short-term memory."
+        ),
+        positions=[bucket._asdict() for bucket in result.by_position],
+        half_life=inside.half_life,
+    )

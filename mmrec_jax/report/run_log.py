@@ -1,0 +1,165 @@
+"""What metrics.jsonl tells of a run, and how it stands."""
+
+import io
+import json
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmrec_jax.workdir import is_training
+
+_COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "data_seconds")
+
+
+class RunLog(NamedTuple):
+    """The lines of metrics.jsonl by kind, in order."""
+
+    train: dict[str, np.ndarray]  # of each number of a step, a column
+    evaluations: list[dict]
+    epochs: list[dict]
+    events: list[dict]
+
+
+def read_log(workdir: Path) -> RunLog:
+    """Reads metrics.jsonl; none, or a last line that is half written, is no mistake."""
+    columns = {name: array("d") for name in _COLUMNS}
+    others: dict[str, list[dict]] = {"evaluation": [], "epoch": [], "event": []}
+    path = workdir / "metrics.jsonl"
+    with path.open() if path.exists() else io.StringIO() as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if line["kind"] == "train":
+                for name, column in columns.items():
+                    column.append(line.get(name, np.nan))
+            elif line["kind"] in others:
+                others[line["kind"]].append(line)
+    train = {name: np.array(column) for name, column in columns.items()}
+    return RunLog(train, others["evaluation"], others["epoch"], others["event"])
+
+
+class Status(NamedTuple):
+    """How a run stands."""
+
+    kind: str  # finished, stopped early, diverged, running, interrupted, ended, not begun
+    text: str
+
+
+def read_status(log: RunLog, workdir: Path, finished: str = "") -> Status:
+    """How a run stands.
+
+    Args:
+        log: what it has recorded.
+        workdir: its folder, in which a process may train at this moment.
+        finished: why it has ended, as its last checkpoint says; "" if it has not.
+    """
+    last = int(log.train["step"][-1]) if len(log.train["step"]) else 0
+    starts = [event for event in log.events if event["event"] in ("started", "resumed")]
+    total = starts[-1].get("total_steps") if starts else None
+    of_total = f"step {last:,}" + (f" of {total:,}" if total else "")
+    event = log.events[-1] if log.events else {"event": "", "step": 0}
+    reason = event.get("reason", "")
+    if event["event"] == "diverged":
+        return Status("diverged", f"diverged at step {event['step']:,}: {reason}")
+    if event["event"] == "stopped early":
+        return Status("stopped early", reason)
+    if event["event"] == "finished" or finished:
+        return Status("finished", f"finished: {reason or finished}")
+    if is_training(workdir):
+        return Status("running", f"running: {of_total}")
+    if event["event"] == "interrupted" and event["step"] >= last:
+        return Status("interrupted", f"interrupted by {reason} after {of_total}, and saved")
+    if not last:
+        return Status("not begun", "no step has been recorded yet")
+    return Status("ended", f"ended without a word after {of_total}: killed, or the machine stopped")
+
+
+class Verdict(NamedTuple):
+    """What training and validation loss say together."""
+
+    kind: str  # fitting, overfitting, plateau, too early
+    text: str
+    advice: str
+
+
+class GapRow(NamedTuple):
+    """An evaluation, and the training steps since the one before."""
+
+    step: int
+    training: float  # mean loss of those steps
+    validation: float
+
+    @property
+    def gap(self) -> float:
+        return self.validation - self.training
+
+
+OVERFITTING = 0.02  # share by which validation loss has risen above its best
+FLAT = 0.005  # share by which a loss has to fall to be falling
+RULE = (
+    f"Overfitting: validation loss of the last evaluation is more than {OVERFITTING:.0%} above the "
+    "best, and training loss has gone on falling since. Plateau: over the last third of the "
+    f"evaluations neither loss has fallen by {FLAT:.1%}. Fitting: anything else. Training loss is "
+    "the mean of the steps since the evaluation before, with dropout, which evaluations are "
+    "without."
+)
+
+
+def gap_rows(log: RunLog) -> list[GapRow]:
+    """Training and validation loss side by side, a row an evaluation."""
+    steps, losses = log.train["step"], log.train["loss"]
+    rows, before = [], 0
+    for line in log.evaluations:
+        since = losses[(steps > before) & (steps <= line["step"])]
+        if len(since):
+            rows.append(GapRow(line["step"], float(since.mean()), line["loss"]))
+            before = line["step"]
+    return rows
+
+
+def judge(rows: list[GapRow]) -> Verdict:
+    """The verdict of RULE."""
+    if len(rows) < 2:
+        return Verdict("too early", "Too early to tell: fewer than two evaluations.", "Train on.")
+    best = min(range(len(rows)), key=lambda index: rows[index].validation)
+    last = rows[-1]
+    risen = last.validation / rows[best].validation - 1
+    if risen > OVERFITTING and last.training < rows[best].training:
+        return Verdict(
+            "overfitting",
+            f"Overfitting since step {rows[best].step:,}: validation loss is {risen:.1%} above its "
+            f"best, {rows[best].validation:.4f}, while training loss went on falling.",
+            "Use the best checkpoint. For a better one: more text, more dropout, a smaller model, "
+            "or train.patience to stop in time.",
+        )
+    third = rows[-max(len(rows) // 3 + 1, 2) :]
+    falling = [
+        1 - third[-1].validation / third[0].validation,
+        1 - third[-1].training / third[0].training,
+    ]
+    if max(falling) < FLAT:
+        return Verdict(
+            "plateau",
+            f"Plateau: since step {third[0].step:,} validation loss has fallen by "
+            f"{max(falling[0], 0):.2%} and training loss by {max(falling[1], 0):.2%}.",
+            "More of the same will not help: another learning rate, a larger model "
+            "(config.init_from grows this one), or more text.",
+        )
+    if risen > OVERFITTING:
+        text = (
+            f"Fitting, but validation loss is {risen:.1%} above its best at step "
+            f"{rows[best].step:,}."
+        )
+        return Verdict("fitting", text, "Watch the next evaluations.")
+    return Verdict(
+        "fitting",
+        f"Fitting: validation loss {last.validation:.4f}, {last.gap:+.4f} from training loss, and "
+        "no lasting rise.",
+        "It may be trained for longer."
+        if falling[0] >= FLAT
+        else "Validation loss is nearly flat: a larger model or more text would help more.",
+    )

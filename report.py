@@ -1,0 +1,31 @@
+"""Writes report.html: python report.py --workdir=runs/tiny
+
+Several runs beside each other: python report.py --workdir=runs/a --workdir=runs/b
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from mmrec_jax import cli
+
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", None, "Folder of a run; given several times, the runs are compared."
+)
+_OUTPUT = flags.DEFINE_string("output", "runs/comparison/report.html", "The page that compares.")
+_MODEL = flags.DEFINE_bool("model", True, "Use the best checkpoint: samples, memory, contexts.")
+
+
+def main():
+    from mmrec_jax.report.page import write_comparison, write_report
+
+    paths = [Path(workdir) for workdir in _WORKDIR.value]
+    if len(paths) == 1:
+        page = write_report(paths[0], _MODEL.value)
+    else:
+        page = write_comparison(paths, Path(_OUTPUT.value))
+    print(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    cli.run(main, required=["workdir"])
