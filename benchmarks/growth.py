@@ -1,16 +1,22 @@
 """Growing against starting fresh: validation loss of mini against FLOPs, on a text of characters.
 
     python -m benchmarks.growth --text=tinyshakespeare.txt
-    python -m benchmarks.growth --text=tinyshakespeare.txt --run=scratch_1e-3 --run=grown
+    python -m benchmarks.growth --text=tinyshakespeare.txt --run=scratch_1e-3 --run=hot
 
 Each run is configs/shakespeare.py with what RUNS says; FLOPs (mmrec_jax/plan.py) of a grown run are
 those of all its sources too. What an earlier call has done is not done again. Prints a table, and
 draws growth.png beside the runs.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
+from absl import app, flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.on_cores import run_on_cores
 
 _TEXT = flags.DEFINE_string("text", None, "A UTF-8 file.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/growth", "Folder of the runs.")
@@ -27,6 +33,7 @@ MINI = "model.dim=256 model.num_layers=6 "
 HOT = MINI + "train.learning_rate=1e-3 train.num_steps=675 growth.checkpoint=latest "
 RUNS = {
     "tiny": Run(""),
+    "tiny_long": Run("train.num_steps=6800"),  # for as many FLOPs as a grown mini
     "scratch_2e-3": Run(MINI + "train.learning_rate=2e-3"),
     "scratch_1e-3": Run(MINI + "train.learning_rate=1e-3"),
     "scratch_5e-4": Run(MINI + "train.learning_rate=5e-4"),
@@ -54,7 +61,7 @@ RUNS = {
     ),
     "deep_then_wide": Run(HOT + "train.num_steps=597 train.learning_rate=6e-4", "deep"),
 }
-SHOWN = ("tiny", "scratch_1e-3", "tiny_hot", "hot")  # in the picture
+SHOWN = ("scratch_1e-3", "tiny_hot", "hot", "tiny_long")  # in the picture
 
 _RUN = flags.DEFINE_multi_enum("run", list(RUNS), list(RUNS), "Which to run, with their sources.")
 

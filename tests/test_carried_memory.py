@@ -158,6 +158,7 @@ def test_training_reads_on_where_the_step_before_ended(accumulate_steps):
     whole = forward(small().model)(some_params(), *here)
     values, weights = cross_entropies(whole.logits, after[0]), here[1] == after[1]
     step, state = compiled_step(accumulate_steps)
+    memory = None
     for index in (*range(WINDOWS), *range(WINDOWS)):  # two epochs
         state, metrics = step(state, batches[int(state.step)])
         window = np.s_[:, index * WINDOW : (index + 1) * WINDOW]

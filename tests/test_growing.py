@@ -143,7 +143,7 @@ def test_a_larger_vocabulary_of_byte_pairs_changes_nothing_on_the_tokens_of_the_
     train(grown_config(tmp_path / "source", model__vocab_size=340, **carried), tmp_path / "grown")
     rows = printed_losses(capsys.readouterr().out)
     (_, source), (name, same), (_, start) = rows
-    assert name == "start, old tokens"
+    assert name == "start, without new tokens"
     assert same == pytest.approx(source, abs=2e-6)
     # New tokens begin as likely as what they merge; each stands for more text, at a higher loss.
     assert source < start < source + 2

@@ -137,10 +137,10 @@ def test_growing_in_two_steps_or_with_fresh_keys_keeps_the_same_logits():
     np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-10)
 
 
-def test_a_new_token_starts_as_the_mean_of_the_two_it_merges():
-    old, new = shape(**TINY), shape(vocab_size=helpers.VOCAB + 3, **TINY)
-    parents = [(3, 4), (helpers.VOCAB, 5), ()]
-    before = trained(old)
+def test_a_new_token_starts_as_the_mean_of_its_parents():
+    old, new = shape(**TINY), shape(vocab_size=helpers.VOCAB + 4, **TINY)
+    parents = [(3, 4), (helpers.VOCAB, 5), (), (0, 1, 2)]
+    before = init_params(old, jax.random.key(0))
     after = np.asarray(
         grow(before, old, new, jax.random.key(0), parents=parents)["embedding"]["embedding"]
     )
@@ -149,6 +149,9 @@ def test_a_new_token_starts_as_the_mean_of_the_two_it_merges():
     np.testing.assert_allclose(after[helpers.VOCAB], first, atol=1e-12)
     np.testing.assert_allclose(after[helpers.VOCAB + 1], (first + rows[5]) / 2, atol=1e-12)
     assert np.abs(after[helpers.VOCAB + 2]).min() > 0
+    many, mean = after[helpers.VOCAB + 3], rows[:3].mean(axis=0)
+    length = np.sqrt((rows[:3] ** 2).sum(axis=1)).mean()
+    np.testing.assert_allclose(many, mean * length / np.sqrt((mean**2).sum()), atol=1e-12)
 
 
 @pytest.mark.slow

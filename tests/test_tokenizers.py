@@ -17,6 +17,7 @@ from mmrec_jax.data.tokenizers import (
     CharTokenizer,
     SubwordTokenizer,
     document_tokens,
+    load_tokenizer,
     tokenizer_from_json,
 )
 from mmrec_jax.errors import UserError

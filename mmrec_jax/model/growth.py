@@ -97,7 +97,8 @@ def grow(
         key: for what starts at random.
         placement: where new layers go: after all others ("top") or between them ("spread").
         parents: for each new token the tokens (a merge: the two it merges) whose mean its row of
-            the embedding starts as; of none, or where there is no entry, at random.
+            the embedding starts as (of more than two, as long as they are); of none, or where
+            there is no entry, at random.
         noise: what starts at random is that of a fresh model times this; norms apart.
 
     Returns:
@@ -113,9 +114,17 @@ def grow(
         rows = np.array(grown["embedding"]["embedding"])
         for token, of in enumerate(parents, start=old.vocab_size):
             if len(of):  # some of them may be new themselves
-                rows[token] = rows[np.asarray(of)].mean(axis=0)
+                rows[token] = _mean(rows[np.asarray(of)])
         grown["embedding"]["embedding"] = jnp.asarray(rows)
     return grown
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """The mean; of more than two, as long as they are, because that of many would be short."""
+    mean = rows.mean(axis=0)
+    if len(rows) > 2:
+        mean *= np.linalg.norm(rows, axis=1).mean() / max(np.linalg.norm(mean), 1e-30)
+    return mean
 
 
 def grow_moments(

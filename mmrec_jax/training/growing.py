@@ -127,8 +127,8 @@ def _adam(opt_state: optax.OptState) -> optax.ScaleByAdamState:
 def compare(source: Source, config: Config, params: Params, dataset: Dataset) -> EvalResult:
     """Prints the validation loss of the source beside that of the grown model.
 
-    Both read in the same windows. Where the run's tokenizer has more tokens than the source's, the
-    grown model is shown twice: on the source's tokens, without the new ones, and on its own.
+    Both read in the same windows. Where the vocabulary grows, the grown model is shown twice: on
+    the source's tokens, without the new ones, which is exact; and on its own, with all of them.
 
     Returns:
         That of the grown model on the run's own tokens.
@@ -145,11 +145,11 @@ def compare(source: Source, config: Config, params: Params, dataset: Dataset) ->
     split = dataset.validation if same_tokens else run.split("validation")
     rows = {"source": measure(old, restore_params(run, source.step), split)}
     start = measure(new, params, dataset.validation)
-    if not same_tokens:
+    if new.vocab_size > old.vocab_size:
         model = dataclasses.replace(new, vocab_size=old.vocab_size)
         embedding = {"embedding": params["embedding"]["embedding"][: old.vocab_size]}
         without_new = {**params, "embedding": embedding}
-        rows["start, old tokens"] = measure(model, without_new, split)
+        rows["start, without new tokens"] = measure(model, without_new, split)
     rows["start"] = start
 
     print(
