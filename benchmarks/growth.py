@@ -85,7 +85,8 @@ def main(_):
     curves = {name: read_curve(folder, name) for name in names}
     print_table(curves)
     shown = {name: curves[name] for name in SHOWN if name in curves}
-    draw_curves(shown, "FLOPs of training, sources included", folder / "growth.png")
+    if shown:
+        draw_curves(shown, "FLOPs of training, sources included", folder / "growth.png")
 
 
 def lineage(name: str) -> list[str]:

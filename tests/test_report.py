@@ -85,9 +85,9 @@ def test_the_page_shows_what_was_logged(finished):
     assert f"<dd>{best:.4f}</dd>" in page
     assert "Finished: all epochs done." in page
     for picture in ("loss", "series", "positions", "half_lives"):
-        for name in (f"{picture}.png", f"{picture}-dark.png"):
+        for name in (f"{picture}.png", f"{picture}-dark.png", f"{picture}-dark-narrow.png"):
             assert (finished / "report" / name).stat().st_size > 5_000
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 16
 
 
 def test_text_of_a_corpus_stays_text(finished):
@@ -121,8 +121,10 @@ def test_a_browser_shows_all_of_it(finished, scheme, width):
         assert len(images) == 4
         assert all(image_width > 500 for image_width, _ in images)
         in_file = (finished / "report.html").read_text()
-        wanted = "srcset" if scheme == "dark" else "img src"
-        assert all(f'{wanted}="{source}"' in in_file for _, source in images)
+        wide = width > 640
+        assert len({source for _, source in images}) == 4
+        assert all(in_file.count(source) == 1 for _, source in images)
+        assert all((image_width > 760) == wide for image_width, _ in images)
         assert page.evaluate("window.hacked") is None
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert_epochs_are_logged(page.content(), finished)

@@ -26,17 +26,29 @@ _CYCLE = {
 
 
 class Picture(NamedTuple):
-    """A picture in both themes."""
+    """A picture in both themes, for wide pages and for narrow ones."""
 
     alt: str  # what it shows, for those who do not see it
     light: Path
     dark: Path
+    light_narrow: Path
+    dark_narrow: Path
 
 
-def draw(folder: Path, name: str, alt: str, plot: Callable[[Figure], None], height=3.4) -> Picture:
-    """Draws a figure for both themes, as <name>.png and <name>-dark.png."""
-    paths = {"light": folder / f"{name}.png", "dark": folder / f"{name}-dark.png"}
-    for theme, path in paths.items():
+def draw(
+    folder: Path, name: str, alt: str, plot: Callable[[Figure, bool], None], height: float = 3.4
+) -> Picture:
+    """Draws a figure as <name>.png, <name>-dark.png and both of them with -narrow.
+
+    Args:
+        folder: of the files.
+        name: of the files.
+        alt: what the picture shows.
+        plot: draws on a figure; told whether that is narrow.
+        height: inches.
+    """
+    paths = {}
+    for theme, narrow in itertools.product(("light", "dark"), (False, True)):
         ink, paper = _INK[theme], _PAPER[theme]
         style = {
             "figure.facecolor": paper,
@@ -56,9 +68,13 @@ def draw(folder: Path, name: str, alt: str, plot: Callable[[Figure], None], heig
             "font.size": 11,
         }
         with plt.rc_context(style):
-            figure = plt.figure(figsize=(7.2, height), layout="constrained")
-            plot(figure)
-            figure.savefig(path, dpi=110)
+            width = 4.0 if narrow else 7.2
+            figure = plt.figure(figsize=(width, height), layout="constrained")
+            plot(figure, narrow)
+            key = f"{theme}_narrow" if narrow else theme
+            suffix = "-dark" * (theme == "dark") + "-narrow" * narrow
+            paths[key] = folder / f"{name}{suffix}.png"
+            figure.savefig(paths[key], dpi=180 if narrow else 110)
             plt.close(figure)
     return Picture(alt, **paths)
 
@@ -121,9 +137,9 @@ def _mark_events(axes: Axes, log: RunLog) -> None:
             named.add(label)
 
 
-def plot_series(figure: Figure, log: RunLog) -> None:
+def plot_series(figure: Figure, log: RunLog, narrow: bool) -> None:
     """Learning rate, gradient norm, tokens a second and waiting for data, over steps."""
-    panels = figure.subplots(2, 2, sharex=True).ravel()
+    panels = figure.subplots(*((4, 1) if narrow else (2, 2)), sharex=True).ravel()
     steps = log.train["step"]
     seconds = log.train["data_seconds"] * 1e3
     for axes, name, values in zip(
@@ -145,7 +161,7 @@ def plot_series(figure: Figure, log: RunLog) -> None:
         axes.tick_params(labelsize=9)
     panels[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     panels[2].yaxis.set_major_formatter(_thousands)
-    for axes in panels[2:]:
+    for axes in panels[-1:] if narrow else panels[2:]:
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(_thousands)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
@@ -165,6 +181,7 @@ def plot_half_lives(figure: Figure, half_life: np.ndarray) -> None:
     for layer, values in enumerate(half_life):
         axes.plot(np.sort(values), label=f"layer {layer}")
     axes.set(xlabel="channels, sorted", ylabel="half-life (tokens)", yscale="log")
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.legend(ncols=2 if len(half_life) > 6 else 1, fontsize=9)
@@ -178,8 +195,10 @@ def plot_comparison(figure: Figure, logs: dict[str, RunLog]) -> None:
         finite = [line for line in log.evaluations if np.isfinite(line["loss"])]
         steps, losses = [line["step"] for line in finite], [line["loss"] for line in finite]
         axes.plot(steps, losses, "o-", color=color, label=name, markersize=4)
-    merged = next(iter(logs.values()))
-    _limit(axes, merged._replace(evaluations=[e for log in logs.values() for e in log.evaluations]))
+    every = list(logs.values())
+    losses = np.concatenate([log.train["loss"] for log in every])
+    evaluations = [line for log in every for line in log.evaluations]
+    _limit(axes, every[0]._replace(train={"loss": losses}, evaluations=evaluations))
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.xaxis.set_major_formatter(_thousands)
     axes.legend(fontsize=9, title="validation (training behind)", title_fontsize=9)

@@ -48,14 +48,14 @@ def write_report(path: Path, with_model: bool = True) -> Path:
             folder,
             "loss",
             "Training and validation loss",
-            lambda figure: drawings.plot_losses(figure, log),
+            lambda figure, _: drawings.plot_losses(figure, log),
         )
         pictures["series"] = drawings.draw(
             folder,
             "series",
             "Learning rate, gradient norm, speed and waiting for data",
-            lambda figure: drawings.plot_series(figure, log),
-            height=4.6,
+            lambda figure, narrow: drawings.plot_series(figure, log, narrow),
+            height=5.0,
         )
     parts, notes = _read_model(path, best_step, steps) if with_model else (None, [])
     if parts:
@@ -111,7 +111,7 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
         _pictures_folder(output.parent),
         "comparison",
         "Validation and training losses of " + ", ".join(names),
-        lambda figure: drawings.plot_comparison(figure, logs),
+        lambda figure, _: drawings.plot_comparison(figure, logs),
         height=4.2,
     )
     flat = {name: flatten(dataclasses.asdict(config)) for name, config in configs.items()}
@@ -192,24 +192,22 @@ def _what(path: Path, config: Config, log: RunLog) -> list[tuple[str, str]]:
     return rows
 
 
-def _starts(log: RunLog) -> list[tuple[str, ...]]:
-    """When, where and how the run was started and resumed."""
-    rows = [("from step", "when", "command", "revision", "machine", "versions")]
-    for event in log.events:
-        if event["event"] in ("started", "resumed") and "time" in event:
-            when = datetime.datetime.fromtimestamp(event["time"])
-            versions = {"python": event["python"], **event["versions"]}
-            rows.append(
-                (
-                    f"{event['step']:,}",
-                    f"{when:%Y-%m-%d %H:%M}",
-                    event["command"],
-                    event["revision"] or "-",
-                    event["machine"],
-                    ", ".join(f"{name} {version}" for name, version in versions.items()),
-                )
-            )
-    return _shortened(rows)
+def _starts(log: RunLog) -> list[tuple[str, list[tuple[str, str]]]]:
+    """When, where and how the run was started and last resumed."""
+    events = [e for e in log.events if e["event"] in ("started", "resumed") and "time" in e]
+    starts = []
+    for event in events[:1] + events[1:][-3:]:
+        when = datetime.datetime.fromtimestamp(event["time"])
+        versions = {"python": event["python"], **event["versions"]}
+        facts = [
+            ("command", event["command"]),
+            ("revision", event["revision"] or "-"),
+            ("machine", event["machine"]),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ]
+        at = f" at step {event['step']:,}" if event["step"] else ""
+        starts.append((f"{event['event'].capitalize()}{at} on {when:%d %B %Y, %H:%M}", facts))
+    return starts
 
 
 def _read_checkpoints(path: Path) -> tuple[list[int], int | None, dict]:
@@ -256,14 +254,14 @@ def _draw_model(folder: Path, parts: ModelParts) -> dict[str, drawings.Picture]:
             folder,
             "positions",
             "Validation loss by tokens of context, memory carried",
-            lambda figure: drawings.plot_positions(figure, parts.positions),
+            lambda figure, _: drawings.plot_positions(figure, parts.positions),
             height=3.0,
         ),
         "half_lives": drawings.draw(
             folder,
             "half_lives",
             "Half-life of every channel of the recurrence, by layer",
-            lambda figure: drawings.plot_half_lives(figure, parts.half_life),
+            lambda figure, _: drawings.plot_half_lives(figure, parts.half_life),
             height=3.2,
         ),
     }
@@ -317,7 +315,7 @@ def _embedded(pictures: dict[str, drawings.Picture]) -> dict[str, dict]:
         return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
     return {
-        name: {"alt": it.alt, "light_uri": uri(it.light), "dark_uri": uri(it.dark)}
+        name: {key: value if key == "alt" else uri(value) for key, value in it._asdict().items()}
         for name, it in pictures.items()
     }
 
