@@ -14,6 +14,7 @@ from mmrec_jax import cli
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config.name>.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html when training has ended.")
+_PROFILE = flags.DEFINE_bool("profile", False, "Record a few steps, and tell where time goes.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run will cost, and stop.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "For --dry_run: devices to divide the run among.")
 _TOKENS = flags.DEFINE_float("tokens", 0, "For --dry_run: tokens to train on, such as 1e9.")
@@ -37,7 +38,7 @@ def main():
         if is_climb:
             climb(configs, path, _REPORT.value)
         else:
-            train(configs[0], path, _REPORT.value)
+            train(configs[0], path, _REPORT.value, _PROFILE.value)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
 

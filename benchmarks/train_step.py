@@ -12,7 +12,7 @@ counted. The peak is the fastest of several float32 matmuls, among them those of
 import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 from absl import app, flags
@@ -111,20 +111,15 @@ def _print_profile(run, steps: int, most: int) -> None:
     """Time by kind of operation (all threads added up), from JAX's own trace."""
     import jax
 
+    from mmrec_jax.training.profiling import most_expensive
+
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             run()
-        [trace] = Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(trace))
-        total = Counter()
-        for plane in data.planes:
-            for line in plane.lines:
-                for event in line.events:
-                    if any(name == "hlo_op" for name, _ in event.stats):
-                        total[event.name.split(".")[0]] += event.duration_ns
+        operations = most_expensive(Path(folder), most)
     print("thread time by operation, ms a step (loops contain their bodies):")
-    for name, nanoseconds in total.most_common(most):
-        print(f"  {nanoseconds / 1e6 / steps:7.2f}  {name}")
+    for name, milliseconds in operations:
+        print(f"  {milliseconds / steps:7.2f}  {name}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """What training shows: a progress bar on a terminal, plain lines elsewhere, a table of epochs."""
 
+import itertools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 _COLUMNS = (
     ("epoch", "d", 5),
@@ -23,14 +28,27 @@ _COLUMNS = (
 )
 
 
-class Display:
-    """Prints a run as it goes."""
+SHOWN_EPOCHS = 5  # on a terminal
+_FIRST_TO_GO = ("min", "max", "seconds", "first", "last", "steps", "change %", "accuracy")
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_CURVE_WIDTH = 60
 
-    def __init__(self, total_steps: int, first_step: int, log_every: int):
+
+class Display:
+    """Prints a run as it goes.
+
+    On a terminal: the last epochs as a table, training loss as a curve and a bar, at the bottom of
+    the screen. Elsewhere lines, which a log file keeps well.
+    """
+
+    def __init__(
+        self, total_steps: int, first_step: int, log_every: int, epochs: Sequence[dict] = ()
+    ):
+        """`epochs`: rows of those that an earlier process has shown."""
         self._console = Console()
         self._total, self._log_every = total_steps, log_every
         self._header_printed = False
-        self._progress = None
+        self._epochs, self._losses, self._live = list(epochs), [], None
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("step"),
@@ -44,18 +62,31 @@ class Display:
             self._task = self._progress.add_task(
                 "", total=total_steps, completed=first_step, loss="-", rate="-", speed="-"
             )
-            self._progress.start()
+            self._live = Live(
+                console=self._console, get_renderable=self._screen, refresh_per_second=4
+            )
+            self._live.start()
+
+    def _screen(self) -> Group:
+        parts = []
+        if self._epochs:
+            parts.append(epoch_table(self._epochs[-SHOWN_EPOCHS:], self._console.width))
+        if len(self._losses) > 1:
+            losses = binned(self._losses, min(_CURVE_WIDTH, self._console.width - 24))
+            parts.append(Text(f"{max(losses):8.4f} {curve(losses)} {losses[-1]:.4f}"))
+        return Group(*parts, self._progress)
 
     def say(self, text: str) -> None:
         """A line, above the bar where there is one."""
-        if self._progress is None:
+        if self._live is None:
             print(text, flush=True)
         else:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, rate: float, tokens: int, seconds: float) -> None:
         """Shows a step done: its loss and learning rate, and the tokens and mean seconds of one."""
-        if self._progress is not None:
+        if self._live is not None:
+            self._losses.append(loss)
             self._progress.update(
                 self._task,
                 completed=step,
@@ -72,6 +103,9 @@ class Display:
 
     def epoch_row(self, values: dict[str, Any]) -> None:
         """A row of the table, named as the columns."""
+        self._epochs.append(values)
+        if self._live is not None:
+            return
         if not self._header_printed:
             self.say("  ".join(f"{name:>{width}}" for name, _, width in _COLUMNS))
             self._header_printed = True
@@ -80,7 +114,35 @@ class Display:
         )
 
     def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
         sys.stdout.flush()
+
+
+def epoch_table(epochs: Sequence[dict], width: int) -> Table:
+    """Epochs as a table that is no wider than the terminal: what matters least goes first."""
+    columns = list(_COLUMNS)
+    for name in _FIRST_TO_GO:
+        if sum(column[2] + 1 for column in columns) > width:
+            columns = [column for column in columns if column[0] != name]
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name, _, least in columns:
+        table.add_column(name, justify="right", min_width=least, no_wrap=True)
+    for values in epochs:
+        table.add_row(*(format(values[name], spec) for name, spec, _ in columns))
+    return table
+
+
+def binned(values: Sequence[float], most: int) -> list[float]:
+    """Means of at most so many stretches of equal length."""
+    edges = [len(values) * index // most for index in range(most + 1)]
+    stretches = [values[first:last] for first, last in itertools.pairwise(edges)]
+    return [sum(stretch) / len(stretch) for stretch in stretches if stretch]
+
+
+def curve(values: Sequence[float]) -> str:
+    """A curve in one line of text, from the lowest value to the highest."""
+    low, high = min(values), max(values)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in values)

@@ -20,10 +20,11 @@ from mmrec_jax.plan import count_parameters
 from mmrec_jax.provenance import provenance
 from mmrec_jax.report.page import write_report
 from mmrec_jax.training.checkpoints import Checkpoints, is_better
-from mmrec_jax.training.display import Display
+from mmrec_jax.training.display import SHOWN_EPOCHS, Display
 from mmrec_jax.training.growing import Source, compare, grown_state, old_parameters, open_source
-from mmrec_jax.training.metrics import EpochStats, MetricsWriter
+from mmrec_jax.training.metrics import EpochStats, MetricsWriter, read_metrics
 from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer, slower_where
+from mmrec_jax.training.profiling import Profiler
 from mmrec_jax.training.step import init_train_state, make_eval_step, make_train_step
 
 
@@ -76,13 +77,14 @@ class StopSignals:
         self.received = number
 
 
-def train(config: Config, path: Path, report: bool = False) -> None:
+def train(config: Config, path: Path, report: bool = False, profile: bool = False) -> None:
     """Trains a model in a workdir, from where an earlier call left off if there was one.
 
     Args:
         config: of the run.
         path: the workdir.
         report: whether to write report.html when training has ended.
+        profile: whether to record a few steps as a trace, in the folder `profile` of the workdir.
 
     Raises:
         UserError: bad input, a workdir of another run, a loss that is not finite, a full disk.
@@ -95,7 +97,7 @@ def train(config: Config, path: Path, report: bool = False) -> None:
     source = None
     if config.init_from and not workdirs.has_checkpoints(path):
         source = open_source(config, dataset.tokenizer)
-    trainer = Trainer(config, path, dataset, source)
+    trainer = Trainer(config, path, dataset, source, profile)
     workdirs.prepare(path, config, dataset)
     with workdirs.locked(path), StopSignals() as signals:
         checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
@@ -107,9 +109,17 @@ def train(config: Config, path: Path, report: bool = False) -> None:
 class Trainer:
     """One run of the loop."""
 
-    def __init__(self, config: Config, path: Path, dataset: Dataset, source: Source | None = None):
+    def __init__(
+        self,
+        config: Config,
+        path: Path,
+        dataset: Dataset,
+        source: Source | None = None,
+        profile: bool = False,
+    ):
         """`source`: what the model grows from where there is no checkpoint yet; None: nothing."""
         self.config, self.path, self.dataset, self.source = config, path, dataset, source
+        self.profile = profile
         train = config.train
         host = Host(jax.process_index(), jax.process_count())
         self.batches = training_batches(dataset.train, config, host)
@@ -144,7 +154,11 @@ class Trainer:
         self._introduce(state, first_step)
         train_step = make_train_step(self.config, self.optimizer)
         train_step = train_step.lower(state, self.batches[first_step]).compile()
-        self.display = Display(self.total_steps, first_step, self.config.train.log_every)
+        epochs = read_metrics(self.path, "epoch") if restored is not None else []
+        self.display = Display(
+            self.total_steps, first_step, self.config.train.log_every, epochs[-SHOWN_EPOCHS:]
+        )
+        self.profiler = Profiler(self.path / "profile" if self.profile else None, first_step)
         self.metrics = MetricsWriter(self.path, -1 if restored is None else first_step)
         try:
             self._log_start(first_step)
@@ -160,6 +174,7 @@ class Trainer:
             ) from error
         finally:
             self.display.close()
+            self.profiler.close()
             with contextlib.suppress(OSError):  # the disk is still full
                 self.metrics.close()
         self._conclude()
@@ -218,7 +233,10 @@ class Trainer:
             asked = time.perf_counter()
             batch = next(batches)
             data_seconds = time.perf_counter() - asked
+            self.profiler.before(step - 1)
             state, metrics = train_step(state, batch)
+            for line in self.profiler.after(step, metrics):
+                self.display.say(line)
             if pending is not None:
                 self._record(*pending)
             pending = (step, metrics, data_seconds)
