@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Pictures of evaluations, memory and benchmarks; those of a report are in report/."""
 
 import itertools
 from collections.abc import Sequence

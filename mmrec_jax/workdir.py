@@ -1,7 +1,7 @@
 """The folder of a run: all that is needed to resume, evaluate or use it.
 
 config.json  tokenizer.json  data.json  data/ (tokens of the validation and the test split)
-checkpoints/  metrics.jsonl  tensorboard/  loss.png  eval.json
+checkpoints/  metrics.jsonl  tensorboard/  report.html  report/  eval.json  training.lock
 """
 
 import contextlib

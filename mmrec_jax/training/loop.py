@@ -154,12 +154,12 @@ class Trainer:
         self._introduce(state, first_step)
         train_step = make_train_step(self.config, self.optimizer)
         train_step = train_step.lower(state, self.batches[first_step]).compile()
-        epochs = read_metrics(self.path, "epoch") if restored is not None else []
+        self.profiler = Profiler(self.path / "profile" if self.profile else None, first_step)
+        self.metrics = MetricsWriter(self.path, -1 if restored is None else first_step)
+        epochs = read_metrics(self.path, "epoch")
         self.display = Display(
             self.total_steps, first_step, self.config.train.log_every, epochs[-SHOWN_EPOCHS:]
         )
-        self.profiler = Profiler(self.path / "profile" if self.profile else None, first_step)
-        self.metrics = MetricsWriter(self.path, -1 if restored is None else first_step)
         try:
             self._log_start(first_step)
             if self.source is not None:
