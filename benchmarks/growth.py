@@ -131,8 +131,8 @@ def print_table(curves: dict[str, Curve]) -> None:
     fresh = [curve for name, curve in curves.items() if name.startswith("scratch")]
     target = min(fresh, key=lambda curve: min(curve.losses)) if fresh else None
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("run")
-    for name in ("FLOPs", "start loss", "best loss", "share of scratch", "as good at"):
+    table.add_column("run", no_wrap=True)
+    for name in ("FLOPs", "start loss", "best loss", "share", "as good at"):
         table.add_column(name, justify="right")
     for name, curve in curves.items():
         share = good_at = ""

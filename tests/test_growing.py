@@ -1,9 +1,12 @@
 """Runs that start from the model of another one."""
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -49,37 +52,46 @@ def printed_losses(printed: str) -> list[tuple[str, float]]:
     return [(name, float(loss)) for name, loss in found]
 
 
-def test_a_grown_run_starts_at_the_loss_of_its_source(source, tmp_path, capsys):
-    cfg = grown_config(source)
-    train(cfg, tmp_path / "grown")
-    printed = capsys.readouterr().out
-    logged = read_metrics(tmp_path / "grown", "evaluation")
+class Grown(NamedTuple):
+    workdir: Path
+    config: Config
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def grown(source, tmp_path_factory) -> Grown:
+    """A run grown from the source, and what it printed."""
+    path, cfg = tmp_path_factory.mktemp("grown") / "run", grown_config(source)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        train(cfg, path)
+    return Grown(path, cfg, printed.getvalue())
+
+
+def test_a_grown_run_starts_at_the_loss_of_its_source(source, grown):
+    logged = read_metrics(grown.workdir, "evaluation")
     of_source = min(line["loss"] for line in read_metrics(source, "evaluation"))
     assert logged[0]["step"] == 0
     assert logged[0]["loss"] == pytest.approx(of_source, abs=1e-5)
     assert logged[-1]["loss"] < of_source
-    losses = dict(printed_losses(printed))
+    losses = dict(printed_losses(grown.printed))
     assert losses["source"] == pytest.approx(of_source, abs=2e-6)
     assert losses["start"] == pytest.approx(logged[0]["loss"], abs=2e-6)
-    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "grown", "train")]
+    rates = [line["learning_rate"] for line in read_metrics(grown.workdir, "train")]
     assert int(np.argmax(rates)) + 1 == 3  # of growth.warmup_steps
 
 
-def test_a_grown_run_needs_its_source_no_more(source, tmp_path):
-    """The grown model is checkpoint 0, and the best until training has improved on it."""
-    cfg = grown_config(source, train__learning_rate=0.0, train__initial_learning_rate=0.0)
-    cfg = dataclasses.replace(
-        cfg, train=dataclasses.replace(cfg.train, final_learning_rate=0.0, weight_decay=0.0)
-    )
-    train(cfg, tmp_path / "grown")
-    start = evaluate_run(tmp_path / "grown", "0", "validation", None)
-    assert start["step"] == open_run(tmp_path / "grown").checkpoints.resolve("best") == 0
+def test_a_grown_run_needs_its_source_no_more(source, grown, tmp_path):
+    """The grown model is checkpoint 0; with it the run goes on, and is evaluated."""
+    start = read_metrics(grown.workdir, "evaluation")[0]
     moved = tmp_path / "moved"
     source.rename(moved)
     try:
-        train(cfg, tmp_path / "grown")  # has finished
+        evaluated = evaluate_run(grown.workdir, "0", "validation", None)
+        assert evaluated["loss"] == pytest.approx(start["loss"], abs=1e-6)
+        train(grown.config, grown.workdir)  # has finished
         with pytest.raises(UserError, match="there is no workdir"):
-            train(cfg, tmp_path / "another")
+            train(grown.config, tmp_path / "another")
         assert not (tmp_path / "another").exists()
     finally:
         moved.rename(source)
@@ -134,6 +146,7 @@ def test_what_shrinks_is_refused_before_anything_is_written(source, tmp_path):
     assert not (tmp_path / "grown").exists()
 
 
+@pytest.mark.slow
 def test_a_larger_vocabulary_of_byte_pairs_changes_nothing_on_the_tokens_of_the_source(
     tmp_path, capsys
 ):

@@ -124,7 +124,7 @@ def gap_rows(log: RunLog) -> list[GapRow]:
 def judge(rows: list[GapRow]) -> Verdict:
     """The verdict of RULE."""
     if len(rows) < 2:
-        return Verdict("too early", "Too early to tell: fewer than two evaluations.", "Train on.")
+        return Verdict("too early", "Too early to tell: fewer than two evaluations.", "")
     best = min(range(len(rows)), key=lambda index: rows[index].validation)
     last = rows[-1]
     risen = last.validation / rows[best].validation - 1
