@@ -239,7 +239,12 @@ def rows(training, validation):
     [
         ([3.0, 2.0, 1.5], [3.1, 2.2, 1.8], "fitting", "Fitting: validation loss 1.8000, +0.3000"),
         ([3.0, 2.0, 1.0, 0.5], [3.1, 2.2, 2.3, 2.5], "overfitting", "Overfitting since step 20"),
-        ([3.0, 2.0, 2.0, 2.0], [3.0, 2.1, 2.1, 2.1], "plateau", "Plateau: since step 30"),
+        (
+            [3.0, 2.0, 2.0, 2.0],
+            [3.0, 2.1, 2.1, 2.1],
+            "plateau",
+            "Plateau: since step 30, validation",
+        ),
         # Both rise: that is no overfitting.
         ([3.0, 2.0, 2.5], [3.0, 2.0, 2.6], "plateau", "Plateau"),
         ([3.0], [3.0], "too early", "Too early to tell"),
@@ -249,6 +254,9 @@ def test_the_verdict_follows_its_rule(training, validation, kind, text):
     verdict = judge(rows(training, validation))
     assert verdict.kind == kind
     assert text in verdict.text
+    if kind == "overfitting":
+        by_epoch = judge(rows(training, validation), steps_per_epoch=15).text
+        assert "since epoch 2, step 20:" in by_epoch
 
 
 def test_training_loss_of_an_evaluation_is_the_mean_since_the_one_before(finished):

@@ -99,8 +99,8 @@ def plot_losses(figure: Figure, log: RunLog) -> None:
         )
     _mark_events(axes, log)
     _limit(axes, log)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.xaxis.set_major_formatter(_thousands)
+    axes.set_ylabel("loss (nats per token)")
+    _steps_below(axes)
     axes.legend()
 
 
@@ -162,9 +162,7 @@ def plot_series(figure: Figure, log: RunLog, narrow: bool) -> None:
     panels[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     panels[2].yaxis.set_major_formatter(_thousands)
     for axes in panels[-1:] if narrow else panels[2:]:
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_formatter(_thousands)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+        _steps_below(axes, most=4)
 
 
 def plot_positions(figure: Figure, buckets: list[dict]) -> None:
@@ -199,8 +197,8 @@ def plot_comparison(figure: Figure, logs: dict[str, RunLog]) -> None:
     losses = np.concatenate([log.train["loss"] for log in every])
     evaluations = [line for log in every for line in log.evaluations]
     _limit(axes, every[0]._replace(train={"loss": losses}, evaluations=evaluations))
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.xaxis.set_major_formatter(_thousands)
+    axes.set_ylabel("loss (nats per token)")
+    _steps_below(axes)
     axes.legend(fontsize=9, title="validation (training behind)", title_fontsize=9)
 
 
@@ -217,6 +215,12 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, alpha: float = 1.0
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.2 * alpha, linewidth=0)
     marker = "o" if len(steps) == 1 else None
     axes.plot(steps, values, marker=marker, linewidth=1, alpha=alpha, **style)
+
+
+def _steps_below(axes: Axes, most: int | str = "auto") -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_formatter(_thousands)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(most, integer=True))
 
 
 @matplotlib.ticker.FuncFormatter

@@ -41,7 +41,9 @@ def write_report(path: Path, with_model: bool = True) -> Path:
     steps, best_step, progress = _read_checkpoints(path)
     status = read_status(log, path, progress.get("finished", ""))
     folder = _pictures_folder(path)
-    verdict, gaps = judge(gap_rows(log)), gap_rows(log)
+    gaps = gap_rows(log)
+    starts = [event for event in log.events if event.get("steps_per_epoch")]
+    verdict = judge(gaps, starts[-1]["steps_per_epoch"] if starts else 0)
     pictures = {}
     if len(log.train["step"]):
         pictures["loss"] = drawings.draw(
@@ -78,7 +80,7 @@ def write_report(path: Path, with_model: bool = True) -> Path:
             ]
         ),
         epochs=_shortened([EPOCH_NAMES, *(epoch_row(line) for line in log.epochs)]),
-        checkpoints=_checkpoint_table(path, log, steps, best_step),
+        checkpoints=_checkpoint_table(path, log, steps, best_step, progress),
         positions=_position_table(parts),
         samples=parts.samples if parts else [],
         samples_note=parts.samples_note if parts else "",
@@ -224,14 +226,15 @@ def _read_checkpoints(path: Path) -> tuple[list[int], int | None, dict]:
 
 
 def _checkpoint_table(
-    path: Path, log: RunLog, steps: list[int], best_step: int | None
+    path: Path, log: RunLog, steps: list[int], best_step: int | None, progress: dict
 ) -> list[tuple[str, ...]]:
     losses = {line["step"]: line["loss"] for line in log.evaluations}
     rows = [("step", "validation loss", "size", "")]
     for step in steps:
         files = (path / "checkpoints" / str(step)).rglob("*")
         size = sum(file.stat().st_size for file in files if file.is_file())
-        names = [name for name, of in (("best", best_step), ("latest", steps[-1])) if of == step]
+        last = "final" if progress.get("finished") else "latest"
+        names = [name for name, of in (("best", best_step), (last, steps[-1])) if of == step]
         loss = f"{losses[step]:.4f}" if step in losses else "-"
         rows.append((f"{step:,}", loss, f"{size / 1e6:,.1f} MB", ", ".join(names)))
     return rows

@@ -121,8 +121,18 @@ def gap_rows(log: RunLog) -> list[GapRow]:
     return rows
 
 
-def judge(rows: list[GapRow]) -> Verdict:
-    """The verdict of RULE."""
+def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> Verdict:
+    """The verdict of RULE.
+
+    Args:
+        rows: of `gap_rows`.
+        steps_per_epoch: to name epochs as well as steps; 0 if it is not known.
+    """
+
+    def since(step: int) -> str:
+        epoch = f"epoch {-(-step // steps_per_epoch)}, " if steps_per_epoch else ""
+        return f"since {epoch}step {step:,}"
+
     if len(rows) < 2:
         return Verdict("too early", "Too early to tell: fewer than two evaluations.", "")
     best = min(range(len(rows)), key=lambda index: rows[index].validation)
@@ -131,7 +141,7 @@ def judge(rows: list[GapRow]) -> Verdict:
     if risen > OVERFITTING and last.training < rows[best].training:
         return Verdict(
             "overfitting",
-            f"Overfitting since step {rows[best].step:,}: validation loss is {risen:.1%} above its "
+            f"Overfitting {since(rows[best].step)}: validation loss is {risen:.1%} above its "
             f"best, {rows[best].validation:.4f}, while training loss went on falling.",
             "Use the best checkpoint. For a better one: more text, more dropout, a smaller model, "
             "or train.patience to stop in time.",
@@ -144,7 +154,7 @@ def judge(rows: list[GapRow]) -> Verdict:
     if max(falling) < FLAT:
         return Verdict(
             "plateau",
-            f"Plateau: since step {third[0].step:,} validation loss has fallen by "
+            f"Plateau: {since(third[0].step)}, validation loss has fallen by "
             f"{max(falling[0], 0):.2%} and training loss by {max(falling[1], 0):.2%}.",
             "More of the same will not help: another learning rate, a larger model "
             "(config.init_from grows this one), or more text.",
