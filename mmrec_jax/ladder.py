@@ -113,7 +113,7 @@ def _read_rung(config: Config, path: Path) -> Rung:
 def _print_table(rungs: list[Rung]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("rung")
-    for name in ("parameters", "tokens", "FLOPs", "all so far", "start loss", "best loss"):
+    for name in ("parameters", "tokens", "FLOPs", "so far", "start loss", "best loss"):
         table.add_column(name, justify="right")
     total = 0
     for rung in rungs:
