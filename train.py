@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmrec_jax import cli
+from mmrec_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config.name>.")
@@ -34,6 +35,8 @@ def main():
         how = _DEVICES.value, int(_TOKENS.value), _FLOPS.value
         print_plans(configs, *how) if is_climb else print_plan(configs[0], *how)
         return
+    if is_climb and _PROFILE.value:
+        raise UserError("--profile is for one run: give it with the config of a rung")
     try:
         if is_climb:
             climb(configs, path, _REPORT.value)

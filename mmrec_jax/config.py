@@ -213,7 +213,9 @@ class GrowthConfig:
     placement: str = "top"  # new layers: after all others ("top") or between them ("spread")
     moments: str = "fresh"  # Adam's: "fresh", or those of that run ("grown")
     noise: float = 1.0  # new weights start as in a fresh model, times this
-    old_rate: float = 1.0  # learning rate of what the source had, as a share of that of the new
+    # Learning rate of what the source had, as a share of that of the new; where it is not 1, the
+    # source has to stay.
+    old_rate: float = 1.0
     warmup_steps: int = 20  # instead of train.warmup_steps
 
     def __post_init__(self):
