@@ -26,7 +26,8 @@ def main():
     from mmrec_jax.config import from_mapping
     from mmrec_jax.ladder import climb, is_ladder, rung_configs
     from mmrec_jax.plan import print_plan, print_plans
-    from mmrec_jax.training.loop import Interrupted, train
+    from mmrec_jax.training.loop import train
+    from mmrec_jax.training.signals import Interrupted
 
     path = Path(_WORKDIR.value or f"runs/{_CONFIG.value.get('name')}")
     is_climb = is_ladder(_CONFIG.value)

@@ -25,15 +25,8 @@ from mmrec_jax.training.growing import Source, compare, grown_state, old_paramet
 from mmrec_jax.training.metrics import EpochStats, MetricsWriter, read_metrics
 from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer, slower_where
 from mmrec_jax.training.profiling import Profiler
+from mmrec_jax.training.signals import Interrupted, StopSignals
 from mmrec_jax.training.step import init_train_state, make_eval_step, make_train_step
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and has saved; `exit_code` is the shell's for that signal."""
-
-    def __init__(self, signal_number: int):
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
 
 
 @dataclasses.dataclass
@@ -52,29 +45,6 @@ class Progress:
     @classmethod
     def from_dict(cls, values: dict) -> "Progress":
         return cls(**{**values, "stats": EpochStats(**values["stats"])})
-
-
-class StopSignals:
-    """Turns the first SIGTERM or Ctrl-C into a request; a second Ctrl-C stops at once."""
-
-    def __init__(self):
-        self.received: int | None = None
-
-    def __enter__(self) -> "StopSignals":
-        self._before = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, _frame):
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
 
 
 def train(config: Config, path: Path, report: bool = False, profile: bool = False) -> None:

@@ -1,0 +1,34 @@
+"""SIGTERM and Ctrl-C: training saves, then ends."""
+
+import signal
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved; `exit_code` is the shell's for that signal."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+class StopSignals:
+    """Turns the first SIGTERM or Ctrl-C into a request; a second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, _frame):
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
