@@ -3,7 +3,7 @@
     python train.py --config=configs/small.py --config.init_from=runs/mini
 
 Expected on tiny's sample corpus: validation loss 0.281, which is that of mini: the corpus has
-little left to teach. On two CPU cores a step takes about ten seconds.
+little left to teach.
 """
 
 from configs import mini
