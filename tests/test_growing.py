@@ -125,6 +125,18 @@ def test_moments_are_fresh_or_those_of_the_source(source):
         np.testing.assert_array_equal(embedding[where], rows.ravel())
 
 
+@pytest.mark.slow
+def test_moments_grow_from_a_run_that_was_grown_with_two_rates(source, tmp_path):
+    slower = grown_config(source, growth__old_rate=0.5)
+    train(slower, tmp_path / "run")
+    opened = open_run(tmp_path / "run")
+    cfg = grown_config(tmp_path / "run", growth__moments="grown", model__num_layers=3)
+    optimizer = make_optimizer(cfg.train, lambda _: 0.0)
+    state = grown_state(open_source(cfg, opened.tokenizer), cfg, opened.tokenizer, optimizer)
+    assert int(state.opt_state[1][0].count) == 12
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(state.opt_state[1][0].mu))
+
+
 def test_another_tokenizer_is_refused_and_that_of_the_source_can_be_used(source, tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("Ünlü bir köprü. " * 200)

@@ -16,7 +16,7 @@ from mmrec_jax.data.tokenizers import SubwordTokenizer, Tokenizer
 from mmrec_jax.errors import UserError
 from mmrec_jax.evaluation import EvalResult, evaluate, restore_params
 from mmrec_jax.model.growth import check_growth, grow, grow_moments, is_old
-from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer, slower_where
 from mmrec_jax.training.step import Params, TrainState, init_train_state, make_eval_step
 from mmrec_jax.workdir import Run, open_run
 
@@ -109,9 +109,11 @@ def old_parameters(config: Config) -> Params:
 
 def _restore_opt_state(source: Source) -> optax.OptState:
     config = source.run.config
-    # Of the schedule only the structure of its state matters here.
+    # Of the schedule and the rates only the structure of the state matters here.
     schedule = learning_rate_schedule(config.train, config.train.warmup_steps + 1)
     optimizer = make_optimizer(config.train, schedule)
+    if config.init_from and config.growth.old_rate != 1:
+        optimizer = optax.chain(optimizer, slower_where(None, 1.0))
     like = jax.eval_shape(lambda: init_train_state(config, optimizer, jax.random.key(0)))
     return source.run.checkpoints.restore_state(source.step, like).opt_state
 
