@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-# Steps of the recurrence per iteration of the compiled loop: fewer, larger iterations.
-UNROLL = 4
+from mmrec_jax.model.linear import bias_gradient, weight_gradient
 
 
 class CoreInputs(NamedTuple):
@@ -83,7 +82,8 @@ def _forward_scan(mu, inputs, weights, h0, start):
         return h, h
 
     xs = jax.tree.map(_time_major, (*inputs, start))
-    _, hs = lax.scan(step, h0, xs, unroll=UNROLL)
+    # Not unrolled: XLA's CPU compiler would compute each step again in the fusions of the next.
+    _, hs = lax.scan(step, h0, xs)
     return _time_major(hs)
 
 
@@ -113,24 +113,24 @@ def _backward(mu, residuals, grad_h):
     keep = gamma + mu * (1 - m + gamma)
     slope_g = z * g * (1 - g)
     slope_m = mu * (z - h_prev) * m * (1 - m)
-    going_on = 1.0 - start.astype(h.dtype)
-    transposed = weights.W.T
+    slopes = jnp.concatenate([slope_g, slope_m], axis=-1)
+    going_on = 1.0 - start[:, :, None].astype(h.dtype)  # nothing flows back beyond a start
+    transposed = lax.optimization_barrier(weights.W.T)
 
     def step(carry, x):
-        grad, keep_t, slope_g_t, slope_m_t, going_on_t = x
+        grad, keep_t, slopes_t = x
         d = grad + carry
-        da = jnp.concatenate([d * slope_g_t, d * slope_m_t], axis=-1)
-        carry = (d * keep_t + da @ transposed) * going_on_t[:, None]
-        return carry, d
+        da = jnp.concatenate([d, d], axis=-1) * slopes_t
+        return d * keep_t + da @ transposed, d
 
-    xs = jax.tree.map(_time_major, (grad_h, keep, slope_g, slope_m, going_on))
-    grad_h0, d = lax.scan(step, jnp.zeros_like(h0), xs, reverse=True, unroll=UNROLL)
+    xs = jax.tree.map(_time_major, (grad_h, going_on * keep, going_on * slopes))
+    grad_h0, d = lax.scan(step, jnp.zeros_like(h0), xs, reverse=True)
     d = _time_major(d)
 
-    da_g, da_m = d * slope_g, d * slope_m
-    grad_W = jnp.einsum("btd,bte->de", h_prev, jnp.concatenate([da_g, da_m], axis=-1))
+    da = jnp.concatenate([d, d], axis=-1) * slopes
+    da_g, da_m = jnp.split(da, 2, axis=-1)
     grad_inputs = CoreInputs(z=d * (g + mu * m), gamma=d * (1 + mu) * h_prev, zm=da_m)
-    grad_weights = CoreWeights(W=grad_W, b_g=da_g.sum((0, 1)))
+    grad_weights = CoreWeights(W=weight_gradient(h_prev, da), b_g=bias_gradient(da_g))
     return grad_inputs, grad_weights, grad_h0, None
 
 
