@@ -6,38 +6,56 @@ import numpy as np
 import pytest
 
 from mmrec_jax.model.dropout import dropout
-from mmrec_jax.model.linear import matmul, mixtures, similarities
+from mmrec_jax.model.linear import add_bias, attend, matmul, similarities
 
-PRODUCTS = {
-    "wide result": (matmul, "btm,mn->btn", (2, 6, 3), (3, 5)),
-    "narrow result": (matmul, "btm,mn->btn", (2, 6, 5), (5, 3)),
-    "similarities": (similarities, "bhik,bhjk->bhij", (2, 3, 4, 5), (2, 3, 7, 5)),
-    "mixtures": (mixtures, "bhij,bhjk->bhik", (2, 3, 4, 7), (2, 3, 7, 5)),
+
+def einsum(equation):
+    return lambda a, b: jnp.einsum(equation, a, b)
+
+
+def softmax_of_visible(logits, v):
+    weights = jnp.exp(logits) / jnp.exp(logits).sum(-1, keepdims=True)
+    return jnp.einsum("bhij,bhjk->bhik", weights, v)
+
+
+# What is tested, the same in JAX's own operations, and the shapes of both factors.
+OPERATIONS = {
+    "wide result": (matmul, einsum("btm,mn->btn"), (2, 6, 3), (3, 5)),
+    "narrow result": (matmul, einsum("btm,mn->btn"), (2, 6, 5), (5, 3)),
+    "bias": (add_bias, jnp.add, (2, 6, 5), (5,)),
+    "similarities": (similarities, einsum("bhik,bhjk->bhij"), (2, 3, 4, 5), (2, 3, 7, 5)),
+    "attend": (attend, softmax_of_visible, (2, 3, 4, 7), (2, 3, 7, 5)),
 }
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_products_and_their_gradients_are_those_of_einsum(name):
-    product, equation, *shapes = PRODUCTS[name]
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_and_their_gradients_are_those_of_jax(name):
+    operation, reference, *shapes = OPERATIONS[name]
     random = np.random.default_rng(0)
     with jax.enable_x64(True):
-        factors = [jnp.asarray(random.normal(size=shape)) for shape in shapes]
-        expected, pull_back = jax.vjp(lambda a, b: jnp.einsum(equation, a, b), *factors)
-        actual, custom_pull_back = jax.vjp(product, *factors)
+        a, b = (jnp.asarray(random.normal(size=shape)) for shape in shapes)
+        if operation is attend:  # a query sees only some tokens
+            a = jnp.where(jnp.arange(7) <= jnp.arange(4)[:, None] + 1, a, -jnp.inf)
+        expected, pull_back = jax.vjp(reference, a, b)
+        actual, custom_pull_back = jax.vjp(operation, a, b)
         np.testing.assert_allclose(actual, expected, rtol=1e-12)
         dy = jnp.asarray(random.normal(size=expected.shape))
         for mine, theirs in zip(custom_pull_back(dy), pull_back(dy), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("product", [similarities, mixtures])
-def test_gradients_have_the_dtype_of_the_factors(product):
-    inner = 5
-    a = jnp.ones((2, 4, inner), jnp.bfloat16)
-    b = jnp.ones((2, 3, inner) if product is similarities else (2, inner, 3), jnp.bfloat16)
-    y, pull_back = jax.vjp(product, a, b)
-    assert y.dtype == (jnp.float32 if product is similarities else jnp.bfloat16)
+def test_similarities_are_float32_and_their_gradients_of_the_dtype_of_the_factors():
+    q, k = jnp.ones((2, 4, 5), jnp.bfloat16), jnp.ones((2, 3, 5), jnp.bfloat16)
+    y, pull_back = jax.vjp(similarities, q, k)
+    assert y.dtype == jnp.float32
     assert [gradient.dtype for gradient in pull_back(y)] == [jnp.bfloat16] * 2
+
+
+def test_attention_reads_in_the_dtype_of_the_values():
+    logits, v = jnp.ones((2, 4, 5), jnp.float32), jnp.ones((2, 5, 3), jnp.bfloat16)
+    y, pull_back = jax.vjp(attend, logits, v)
+    assert y.dtype == jnp.bfloat16
+    assert [gradient.dtype for gradient in pull_back(y)] == [jnp.float32, jnp.bfloat16]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, memory_sequence, saliency
 from mmrec_jax.model.dropout import dropout
-from mmrec_jax.model.linear import Linear, matmul
+from mmrec_jax.model.linear import Linear, add_bias, matmul
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
@@ -233,7 +233,8 @@ class Block(nnx.Module):
         gamma = nnx.sigmoid(logit.astype(wide)) * nnx.sigmoid(self.mlp_context(k).astype(wide))
         W_m, b_m = self.W_m.kernel[...], self.W_m.bias[...]
         z = z.astype(wide)
-        return CoreInputs(z=z, gamma=(1 - mu) / (1 + mu) * gamma, zm=matmul(z, W_m[:dim]) + b_m)
+        zm = add_bias(matmul(z, W_m[:dim]), b_m)
+        return CoreInputs(z=z, gamma=(1 - mu) / (1 + mu) * gamma, zm=zm)
 
     def recur(
         self, inputs: CoreInputs, start: Bool[Array, "batch T"], state: LayerState

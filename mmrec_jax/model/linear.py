@@ -24,16 +24,44 @@ def _matmul_forward(x, w):
 
 def _matmul_backward(residuals, dy):
     x, w = residuals
-    x = lax.optimization_barrier(x)
-    batch = tuple(range(x.ndim - 1))
-    if x.shape[-1] <= dy.shape[-1]:
-        dw = lax.dot_general(x, dy, ((batch, batch), ((), ())))
-    else:
-        dw = lax.optimization_barrier(lax.dot_general(dy, x, ((batch, batch), ((), ())))).T
-    return dy @ w.T, dw
+    return dy @ w.T, weight_gradient(x, dy)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def weight_gradient(
+    x: Float[Array, "*batch m"], dy: Float[Array, "*batch n"]
+) -> Float[Array, "m n"]:
+    """x^T dy over all rows."""
+    x = lax.optimization_barrier(x)
+    batch = tuple(range(x.ndim - 1))
+    if x.shape[-1] <= dy.shape[-1]:
+        return lax.dot_general(x, dy, ((batch, batch), ((), ())))
+    return lax.optimization_barrier(lax.dot_general(dy, x, ((batch, batch), ((), ())))).T
+
+
+@jax.custom_vjp
+def add_bias(y: Float[Array, "*batch n"], b: Float[Array, "n"]) -> Float[Array, "*batch n"]:
+    """y + b."""
+    return y + b
+
+
+def _add_bias_forward(y, b):
+    return y + b, None
+
+
+def _add_bias_backward(_, dy):
+    return dy, bias_gradient(dy)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def bias_gradient(dy: Float[Array, "*batch n"]) -> Float[Array, "n"]:
+    """The sum over all rows; as a product, which XLA's CPU compiler makes faster than a sum."""
+    rows = dy.reshape(-1, dy.shape[-1])
+    return jnp.ones(len(rows), dy.dtype) @ rows
 
 
 @jax.custom_vjp
@@ -58,24 +86,32 @@ similarities.defvjp(_similarities_forward, _similarities_backward)
 
 
 @jax.custom_vjp
-def mixtures(
-    weights: Float[Array, "*batch i j"], v: Float[Array, "*batch j k"]
+def attend(
+    logits: Float[Array, "*batch i j"], v: Float[Array, "*batch j k"]
 ) -> Float[Array, "*batch i k"]:
-    """weights v: the values that attention reads, in their own dtype."""
-    return jnp.einsum("...ij,...jk->...ik", weights, v)
+    """softmax(logits) v: the values that attention reads, in their own dtype."""
+    return _attend_forward(logits, v)[0]
 
 
-def _mixtures_forward(weights, v):
-    return mixtures(weights, v), (weights, v)
+def _attend_forward(logits, v):
+    weights = jax.nn.softmax(logits, axis=-1)
+    output = jnp.einsum("...ij,...jk->...ik", weights.astype(v.dtype), v)
+    return output, (weights, v, output)
 
 
-def _mixtures_backward(residuals, dy):
-    weights, v = residuals
-    dweights = jnp.einsum("...ik,...jk->...ij", dy, v)
-    return dweights, _transposed_product(dy, weights)
+def _attend_backward(residuals, dy):
+    """dlogits = weights (dweights - mean), mean_i = sum_j weights_ij dweights_ij.
+
+    That is also dy_i . output_i, a sum over few channels instead of many tokens (Dao et al., 2022).
+    """
+    weights, v, output = residuals
+    dweights = _wide("...ik,...jk->...ij", dy, v)
+    wide = dweights.dtype
+    mean = jnp.sum(dy.astype(wide) * output.astype(wide), axis=-1, keepdims=True)
+    return weights * (dweights - mean), _transposed_product(dy, weights.astype(v.dtype))
 
 
-mixtures.defvjp(_mixtures_forward, _mixtures_backward)
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _wide(equation, a, b):
@@ -91,10 +127,10 @@ def _transposed_product(small, large):
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` with `matmul`."""
+    """`nnx.Linear` with `matmul` and `add_bias`."""
 
     def __call__(self, inputs: Float[Array, "*batch m"]) -> Float[Array, "*batch n"]:
         kernel, bias = self.kernel[...], self.bias[...] if self.use_bias else None
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         y = matmul(inputs, kernel)
-        return y if bias is None else y + bias
+        return y if bias is None else add_bias(y, bias)

@@ -21,7 +21,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mmrec_jax.model.linear import mixtures, similarities
+from mmrec_jax.model.linear import attend, similarities
 
 ROPE_BASE = 10_000.0
 # Saliencies that differ by no more count as equal. Equal tokens have equal saliency in the first
@@ -204,12 +204,12 @@ def read_memories_once(
     near_logits = jnp.where(place.live[:, None, None], near_logits, -jnp.inf)
     bank_logits = scale * similarities(rotate_by(q, num_near), state.long_k)
     bank_logits += bank_bias(long_s)[:, :, None]
-    weights = jax.nn.softmax(jnp.concatenate([bank_logits, near_logits], axis=-1), axis=-1)
+    logits = jnp.concatenate([bank_logits, near_logits], axis=-1)
     values = jnp.concatenate([state.long_v, near_v], axis=2)
 
     after = MemoryState(near_k, near_v, near_s, state.long_k, state.long_v, long_s)
     return Read(
-        output=mixtures(weights.astype(values.dtype), values),
+        output=attend(logits, values),
         window_logsumexp=jax.nn.logsumexp(near_logits, axis=-1),
         state=lax.cond(
             jnp.any(place.full),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mmrec_jax.model.linear import mixtures, similarities
+from mmrec_jax.model.linear import attend, similarities
 from mmrec_jax.model.memory import (
     MemoryState,
     Read,
@@ -142,12 +142,16 @@ def read_memories(
         )
         index = jnp.moveaxis(index, 0, 2).reshape(batch, heads, -1, 1)
 
-        def gather(before, now):
-            pool = jnp.concatenate([before, now], axis=2)
-            bank = jnp.take_along_axis(pool, index, axis=2)
-            return bank.reshape(batch, heads, num_chunks + 1, slots, head_dim)
-
-        bank_k, bank_v = gather(long_k, near_k), gather(long_v, near_v)
+        pool = jnp.concatenate(  # keys and values side by side: gathered at once
+            [
+                jnp.concatenate([long_k, long_v], axis=-1),
+                jnp.concatenate([near_k, near_v], axis=-1),
+            ],
+            axis=2,
+        )
+        bank = jnp.take_along_axis(pool, index, axis=2)
+        bank = bank.reshape(batch, heads, num_chunks + 1, slots, 2 * head_dim)
+        bank_k, bank_v = jnp.split(bank, 2, axis=-1)
         bank_segment = jnp.pad(chunk_segment[:, :-1], ((0, 0), (1, 0)))
         readable = (chunks(segments.tokens, 1) == bank_segment[..., None])[:, None, :, :, None]
         far_q = rotate_by(q_chunks, short_term + chunk_len)
@@ -158,10 +162,8 @@ def read_memories(
         values = jnp.concatenate([bank_v[:, :, :-1], values], axis=3)
         long_k, long_v, long_s = bank_k[:, :, -1], bank_v[:, :, -1], bank_s[-1]
 
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    output = mixtures(weights, values)
     return Read(
-        output=output.reshape(q.shape),
+        output=attend(logits, values).reshape(q.shape),
         window_logsumexp=window_logsumexp.reshape(q.shape[:-1]),
         state=MemoryState(
             near_k=followed_by_room(near_k[:, :, time:], chunk_len, 0),
