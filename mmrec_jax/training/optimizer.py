@@ -38,10 +38,20 @@ def slower_where(where, rate: float) -> optax.GradientTransformation:
     )
 
 
+def _clip_by_global_norm(clip_norm: float) -> optax.GradientTransformation:
+    """As optax's, but with one factor for all: its division is a pass over the gradient more."""
+
+    def clip(updates, _):
+        factor = jnp.minimum(1.0, clip_norm / optax.tree.norm(updates))
+        return optax.tree.scale(factor, updates)
+
+    return optax.stateless(clip)
+
+
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW; vectors (biases, norms) are not decayed."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        _clip_by_global_norm(config.clip_norm),
         optax.adamw(
             schedule,
             b1=config.b1,
