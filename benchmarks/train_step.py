@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_step                        # tiny: 2 x 256 tokens
     python -m benchmarks.train_step --profile=20           # and the 20 most expensive operations
-    MMREC_GIVE_MEMORY_BACK=1 python -m benchmarks.train_step   # without runtime.py's setting
+    MMREC_GIVE_MEMORY_BACK=1 python -m benchmarks.train_step   # without runtime.py's settings
 
 Rounds of training steps and of matmuls alternate, so that a machine whose speed drifts slows both.
 Model FLOP/s are 6 x parameters x tokens per second: attention, gates and the optimizer are not
@@ -38,7 +38,8 @@ def main(_):
 
     config = from_mapping(_CONFIG.value)
     train = config.train
-    batches = ShuffledWindows(load_dataset(config).train, train.batch_size, train.seq_len, 0)
+    windows = ShuffledWindows(load_dataset(config).train, train.batch_size, train.seq_len, 0)
+    batches = [windows[index] for index in range(_STEPS.value)]  # a run reads them in a thread
     optimizer = make_optimizer(train, learning_rate_schedule(train, 100_000))
     state = init_train_state(config, optimizer, jax.random.key(0))
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -63,7 +64,7 @@ def main(_):
     }
     for pair in operands.values():
         jax.block_until_ready(matmul(*pair))
-    state = steps(state, 5)
+    state = steps(state, _STEPS.value)
 
     step_times, matmul_times = [], defaultdict(list)
     faults = _page_faults()
@@ -93,7 +94,7 @@ def main(_):
         )
     print(f"page faults a step: {faults:,.0f}")
     if _PROFILE.value:
-        _print_profile(lambda: steps(state, 5), 5, _PROFILE.value)
+        _print_profile(lambda: steps(state, _STEPS.value), _STEPS.value, _PROFILE.value)
 
 
 def _temporaries(compiled) -> float:
