@@ -4,12 +4,13 @@
     python -m benchmarks.train_step --profile=20           # and the 20 most expensive operations
     MMREC_GIVE_MEMORY_BACK=1 python -m benchmarks.train_step   # without runtime.py's settings
 
-Rounds of training steps and of matmuls alternate, so that a machine whose speed drifts slows both.
+Rounds of training steps and of matmuls alternate, and each round is compared with itself, so that
+a machine whose speed drifts slows both.
 Model FLOP/s are 6 x parameters x tokens per second: attention, gates and the optimizer are not
-counted. The peak is the fastest of several float32 matmuls, among them those of the model.
+counted. The peak is the fastest (by median) of several float32 matmuls, those of the model among
+them.
 """
 
-import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -39,7 +40,8 @@ def main(_):
     config = from_mapping(_CONFIG.value)
     train = config.train
     windows = ShuffledWindows(load_dataset(config).train, train.batch_size, train.seq_len, 0)
-    batches = [windows[index] for index in range(_STEPS.value)]  # a run reads them in a thread
+    # On the device before they are asked for, as in a run.
+    batches = [jax.device_put(windows[index]) for index in range(_STEPS.value)]
     optimizer = make_optimizer(train, learning_rate_schedule(train, 100_000))
     state = init_train_state(config, optimizer, jax.random.key(0))
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -80,18 +82,20 @@ def main(_):
             matmul_times[shape].append((time.perf_counter() - start) / 5)
     faults = (_page_faults() - faults) / (_ROUNDS.value * _STEPS.value)
 
-    peak = 0.0
-    for (m, k, n), times in matmul_times.items():
-        speed = 2 * m * k * n / statistics.median(times)
-        peak = max(peak, speed)
-        print(f"matmul {m} x {k} x {n}: {speed / 1e9:.0f} GFLOP/s")
-    tokens = train.batch_size * train.seq_len
-    for name, seconds in (("median", statistics.median(step_times)), ("best", min(step_times))):
-        speed = 6 * parameters * tokens / seconds
-        print(
-            f"step, {name} round: {seconds * 1e3:.1f} ms, {tokens / seconds:,.0f} tokens/s, "
-            f"{speed / 1e9:.0f} GFLOP/s of the model = {speed / peak:.1%} of the fastest matmul"
-        )
+    speeds = {  # of every round
+        (m, k, n): 2 * m * k * n / np.array(times) for (m, k, n), times in matmul_times.items()
+    }
+    for (m, k, n), speed in speeds.items():
+        print(f"matmul {m} x {k} x {n}: {np.median(speed) / 1e9:.0f} GFLOP/s")
+    peak = max(speeds.values(), key=np.median)
+    seconds, tokens = np.array(step_times), train.batch_size * train.seq_len
+    speed = 6 * parameters * tokens / seconds
+    print(
+        f"step, median round: {1e3 * np.median(seconds):.1f} ms, "
+        f"{tokens / np.median(seconds):,.0f} tokens/s, {np.median(speed) / 1e9:.0f} GFLOP/s of the "
+        f"model = {np.median(speed / peak):.1%} of the fastest matmul in the same round"
+    )
+    print(f"step, best round: {1e3 * seconds.min():.1f} ms")
     print(f"page faults a step: {faults:,.0f}")
     if _PROFILE.value:
         _print_profile(lambda: steps(state, _STEPS.value), _STEPS.value, _PROFILE.value)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
+import jax
 import numpy as np
 
 from mmrec_jax.config import Config
@@ -171,8 +172,8 @@ class _Steps:
 
 
 def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:
-    """The batches of steps `first` to `last` - 1, made by threads before they are asked for."""
-    dataset = grain.MapDataset.source(_Steps(batches, first, last))
+    """The batches of steps `first` to `last` - 1, on the device before they are asked for."""
+    dataset = grain.MapDataset.source(_Steps(batches, first, last)).map(jax.device_put)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     return iter(dataset.to_iter_dataset(options))
 
