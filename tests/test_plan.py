@@ -29,12 +29,16 @@ SIZES = {  # of the ladder: V, D, L, H
 
 
 def products(jaxpr) -> int:
-    """FLOPs of the matrix products of a program, those in loops as often as they run."""
+    """FLOPs of the products of matrices of a program, those in loops as often as they run.
+
+    A product with a vector of ones is a sum (of a bias's gradient), and not counted.
+    """
     total = 0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
+        shapes = [factor.aval.shape for factor in equation.invars[:2]]
+        if equation.primitive.name == "dot_general" and min(map(len, shapes)) > 1:
             (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
+            left = shapes[0]
             length = math.prod(left[axis] for axis in contracted)
             total += 2 * length * math.prod(equation.outvars[0].aval.shape)
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
