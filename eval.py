@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mmrec_jax import cli
+from mmrec_jax.commands import cli
 from mmrec_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_multi_string(
@@ -21,14 +21,14 @@ _SUITE = flags.DEFINE_enum(
 def main():
     workdirs = [Path(workdir) for workdir in _WORKDIR.value]
     if _SUITE.value:
-        from mmrec_jax.recall_suite import run_recall_suite
+        from mmrec_jax.report.recall import run_recall_suite
 
         run_recall_suite(workdirs, _CHECKPOINT.value)
         return
     if len(workdirs) > 1:
         raise UserError("--workdir may be given several times only with --suite")
 
-    from mmrec_jax.evaluation import evaluate_run
+    from mmrec_jax.report.evaluation import evaluate_run
 
     text = Path(_TEXT.value) if _TEXT.value else None
     evaluate_run(workdirs[0], _CHECKPOINT.value, _SPLIT.value, text)

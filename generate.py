@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mmrec_jax import cli
+from mmrec_jax.commands import cli
 from mmrec_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")

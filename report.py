@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from mmrec_jax import cli
+from mmrec_jax.commands import cli
 
 _WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a run; given several times, the runs are compared."

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mmrec_jax import cli
+from mmrec_jax.commands import cli
 from mmrec_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
@@ -24,8 +24,8 @@ _FLOPS = flags.DEFINE_float("flops", 0, "For --dry_run: FLOP/s that one device r
 
 def main():
     from mmrec_jax.config import from_mapping
-    from mmrec_jax.ladder import climb, is_ladder, rung_configs
-    from mmrec_jax.plan import print_plan, print_plans
+    from mmrec_jax.report.plan import print_plan, print_plans
+    from mmrec_jax.training.ladder import climb, is_ladder, rung_configs
     from mmrec_jax.training.loop import train
     from mmrec_jax.training.signals import Interrupted
 
@@ -38,11 +38,18 @@ def main():
         return
     if is_climb and _PROFILE.value:
         raise UserError("--profile is for one run: give it with the config of a rung")
+
+    def report(path: Path) -> None:
+        if _REPORT.value:
+            from mmrec_jax.report.page import write_report  # matplotlib is slow to import
+
+            print(f"report: {write_report(path)}")
+
     try:
         if is_climb:
-            climb(configs, path, _REPORT.value)
-        else:
-            train(configs[0], path, _REPORT.value, _PROFILE.value)
+            climb(configs, path, after_run=report)
+        elif train(configs[0], path, _PROFILE.value):
+            report(path)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
 

@@ -26,8 +26,8 @@ def main(_):
     from flax import nnx
 
     from mmrec_jax.config import from_mapping
-    from mmrec_jax.generation import Generator, Sampling
-    from mmrec_jax.training.step import init_params, model_graph
+    from mmrec_jax.inference.generation import Generator, Sampling
+    from mmrec_jax.model.params import init_params, model_graph
 
     config = from_mapping(_CONFIG.value).model
     params = init_params(config, jax.random.key(0))

@@ -74,7 +74,7 @@ class Curve(NamedTuple):
 
 
 def main(_):
-    from mmrec_jax.pictures import draw_curves
+    from mmrec_jax.report.plots import draw_curves
 
     folder, names = Path(_WORKDIR.value), []
     for name in _RUN.value:
@@ -113,9 +113,9 @@ def command(folder: Path, name: str) -> list[str]:
 
 
 def read_curve(folder: Path, name: str) -> Curve:
-    from mmrec_jax.plan import count_flops
-    from mmrec_jax.training.metrics import read_metrics
-    from mmrec_jax.workdir import open_run
+    from mmrec_jax.learning.cost import count_flops
+    from mmrec_jax.runs.metrics import read_metrics
+    from mmrec_jax.runs.workdir import open_run
 
     config = open_run(folder / name).config
     step_flops = config.train.step_tokens * count_flops(config).training

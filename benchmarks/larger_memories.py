@@ -12,12 +12,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=T
 
 
 def main(_):
-    from mmrec_jax.evaluation import evaluate, restore_params
-    from mmrec_jax.training.step import make_eval_step
-    from mmrec_jax.workdir import open_run
+    from mmrec_jax.learning.evaluate import evaluate, make_eval_step
+    from mmrec_jax.runs.workdir import open_run
 
     run = open_run(Path(_WORKDIR.value))
-    params = restore_params(run, run.checkpoints.resolve("best"))
+    params = run.params(run.checkpoints.resolve("best"))
     model, split = run.config.model, run.split("validation")
     print("    S     C     M   validation loss, memory carried")
     for short_term, chunk_len, long_term in ((1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 1), (2, 2, 2)):

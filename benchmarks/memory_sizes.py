@@ -24,11 +24,11 @@ def main(_):
 
     from configs import tiny
     from mmrec_jax.config import from_mapping
+    from mmrec_jax.data.batches import ShuffledWindows
     from mmrec_jax.data.dataset import load_dataset
-    from mmrec_jax.data.stream import ShuffledWindows
-    from mmrec_jax.evaluation import evaluate
-    from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
-    from mmrec_jax.training.step import init_train_state, make_eval_step, make_train_step
+    from mmrec_jax.learning.evaluate import evaluate, make_eval_step
+    from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+    from mmrec_jax.learning.step import init_train_state, make_train_step
 
     print("    S     C     M   validation loss   ms a step")
     for size in _SIZES.value:

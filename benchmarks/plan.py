@@ -21,10 +21,10 @@ def main(_):
 
     from configs import mini, small, tiny
     from mmrec_jax.config import from_mapping
-    from mmrec_jax.data.stream import Batch
-    from mmrec_jax.plan import count_memory
-    from mmrec_jax.training.optimizer import make_optimizer
-    from mmrec_jax.training.step import init_train_state, make_train_step
+    from mmrec_jax.data.batches import Batch
+    from mmrec_jax.learning.cost import count_memory
+    from mmrec_jax.learning.optimizer import make_optimizer
+    from mmrec_jax.learning.step import init_train_state, make_train_step
 
     bfloat16 = tiny.get_config()
     bfloat16.model.dtype = "bfloat16"

@@ -43,7 +43,7 @@ def make_text(path: Path, megabytes: int) -> None:
 
 def start(text: Path, cache: Path) -> subprocess.Popen:
     command = [
-        *(sys.executable, "-m", "mmrec_jax.data.prepare", "--config=configs/tiny.py"),
+        *(sys.executable, "-m", "mmrec_jax.commands.prepare", "--config=configs/tiny.py"),
         *("--config.data.source=text", f"--config.data.path={text}"),
         *("--config.data.tokenizer=bpe", f"--config.model.vocab_size={_VOCAB.value}"),
     ]

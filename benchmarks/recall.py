@@ -27,8 +27,8 @@ COMPLETE = ("more_pairs", "full")  # with every seed, and the longest first; abl
 
 
 def main(_):
-    from mmrec_jax.pictures import draw_recall
-    from mmrec_jax.recall_suite import RecallResult
+    from mmrec_jax.report.plots import draw_recall
+    from mmrec_jax.report.recall import RecallResult
 
     start = time.perf_counter()
     folder = Path(_WORKDIR.value)
@@ -68,7 +68,7 @@ def main(_):
 
 def print_summary(results: dict) -> None:
     """Lowest share of right answers over the seeds, by variant, task and length."""
-    from mmrec_jax.data.recall import TASKS, chance
+    from mmrec_jax.data.sources.recall import TASKS, chance
 
     first = next(iter(results.values()))
     table = Table(title="share of right answers, lowest of the seeds", padding=(0, 0))

@@ -39,7 +39,7 @@ def main(_):
 
 def made_up(steps: int):
     """Lines as a run writes them: an evaluation every thousand steps, an epoch every ten."""
-    from mmrec_jax.evaluation import EvalResult
+    from mmrec_jax.learning.evaluate import EvalResult
 
     rng = random.Random(0)
     yield {"kind": "event", "step": 0, "event": "started", "total_steps": steps}

@@ -32,10 +32,10 @@ def main(_):
     import numpy as np
 
     from mmrec_jax.config import from_mapping
+    from mmrec_jax.data.batches import ShuffledWindows
     from mmrec_jax.data.dataset import load_dataset
-    from mmrec_jax.data.stream import ShuffledWindows
-    from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer
-    from mmrec_jax.training.step import init_train_state, make_train_step
+    from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+    from mmrec_jax.learning.step import init_train_state, make_train_step
 
     config = from_mapping(_CONFIG.value)
     train = config.train

@@ -1,6 +1,6 @@
 """C4, English web text, by byte pairs, at the size of mini.
 
-    python -m mmrec_jax.data.prepare --config=configs/c4.py
+    python -m mmrec_jax.commands.prepare --config=configs/c4.py
     python train.py --config=configs/c4.py
 
 TFDS prepares c4/en with TensorFlow and Apache Beam, which downloads and writes hundreds of GB;

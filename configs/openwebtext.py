@@ -1,6 +1,6 @@
 """OpenWebText by byte pairs, at the size of mini, from its JSON lines (.jsonl, .gz or .zst).
 
-    python -m mmrec_jax.data.prepare --config=configs/openwebtext.py --config.data.path=FOLDER
+    python -m mmrec_jax.commands.prepare --config=configs/openwebtext.py --config.data.path=FOLDER
     python train.py --config=configs/openwebtext.py --config.data.path=FOLDER
 
 or the like of it that TFDS has, where that is prepared (see configs/c4.py):

@@ -1,6 +1,6 @@
 """PG-19, whole books, by byte pairs, with memory carried from window to window.
 
-    python -m mmrec_jax.data.prepare --config=configs/pg19.py
+    python -m mmrec_jax.commands.prepare --config=configs/pg19.py
     python train.py --config=configs/pg19.py
 
 reads TFDS's pg19, which has to be prepared once where TensorFlow is installed (the command says

@@ -5,14 +5,13 @@ override any knob; the rest of the code sees only the dataclasses below.
 """
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from mmrec_jax.errors import UserError
+from mmrec_jax.errors import UserError, nearest
 
 
 def _require(condition: bool, message: str) -> None:
@@ -263,12 +262,6 @@ def from_mapping(mapping: Mapping[str, Any] | ml_collections.ConfigDict) -> Conf
     if isinstance(mapping, ml_collections.ConfigDict):
         mapping = mapping.to_dict()
     return _build(Config, mapping, "")
-
-
-def nearest(word: str, choices: list[str]) -> str:
-    """' (did you mean X?)' with the choice most like the word, or '' when none is."""
-    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def differences(a: Config, b: Config) -> list[str]:

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.data.dataset import ArrayTokens, Split
 from mmrec_jax.model.lm import MMRec
 
 VOCAB = 20
@@ -125,3 +126,11 @@ def documents_with_starts(time, *starts_of_texts):
         for start in starts:
             row[start:] += 1
     return ids
+
+
+def numbered(*lengths):
+    """Documents of these lengths, in which every token is its own position."""
+    total = sum(lengths)
+    documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    tokens = ArrayTokens(np.arange(total, dtype=np.int32), documents)
+    return Split(tokens, total, total - len(lengths))

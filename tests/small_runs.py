@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from mmrec_jax.config import Config, from_mapping
-from mmrec_jax.evaluation import restore_params
-from mmrec_jax.workdir import open_run
+from mmrec_jax.runs.workdir import open_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,5 +87,5 @@ def one_error_line(result: subprocess.CompletedProcess) -> str:
 
 def final_params(workdir: Path) -> list[np.ndarray]:
     opened = open_run(workdir)
-    params = restore_params(opened, opened.checkpoints.resolve("final"))
+    params = opened.params(opened.checkpoints.resolve("final"))
     return [np.asarray(x) for x in jax.tree.leaves(params)]

@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from mmrec_jax.config import Config
-from mmrec_jax.data import recall
 from mmrec_jax.data.prepare import prepare
+from mmrec_jax.data.sources import recall
 from mmrec_jax.data.token_cache import Prepared, PreparedSplit
 from mmrec_jax.data.tokenizers import Tokenizer
 from mmrec_jax.errors import UserError

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrec_jax.data.text_files import Piece
+from mmrec_jax.data.corpus import Piece
 from mmrec_jax.data.tokenizers import Tokenizer, document_tokens, tokenizer_from_json
 
 BLOCK = 2**19  # characters that are encoded at once, at most

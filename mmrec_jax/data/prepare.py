@@ -1,7 +1,7 @@
-"""A corpus becomes token files, once: python -m mmrec_jax.data.prepare --config=configs/tiny.py
+"""A corpus becomes token files, once.
 
 The files are kept in a cache, in a folder named after the corpus's content, how it is split, the
-tokenizer and VERSION: ~/.cache/mmrec_jax, or $MMREC_CACHE_DIR. Training does the same by itself.
+tokenizer and VERSION: ~/.cache/mmrec_jax, or $MMREC_CACHE_DIR.
 
 <source>-<tokenizer>-<key>/
     index.json  tokenizer.json  train-00000.array_record ...  validation-...  test-...
@@ -20,24 +20,19 @@ from typing import NamedTuple
 
 import filelock
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from mmrec_jax import cli
-from mmrec_jax.config import Config, from_mapping
-from mmrec_jax.data.corpora import SPLITS, Corpus, open_corpus, split_pieces
+from mmrec_jax.config import Config
+from mmrec_jax.data.corpus import SPLITS, Corpus, Piece, split_pieces
 from mmrec_jax.data.encoding import Encoder, blocks
-from mmrec_jax.data.text_files import Piece
+from mmrec_jax.data.sources import open_corpus
 from mmrec_jax.data.token_cache import (
     Damaged,
     Prepared,
     cache_root,
     open_prepared,
     text_digest,
-    write_at_once,
 )
 from mmrec_jax.data.token_files import TokenCounts, TokenWriter, checksum
 from mmrec_jax.data.tokenizers import (
@@ -48,6 +43,7 @@ from mmrec_jax.data.tokenizers import (
     load_tokenizer,
 )
 from mmrec_jax.errors import UserError
+from mmrec_jax.files import new_folder, write_text
 
 VERSION = 1  # of the files; another one does not read those of this one
 BPE_CHARACTERS = 50_000_000  # that merges are learned from, spread over the training split
@@ -136,7 +132,7 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
     if known:
         try:
             known.parent.mkdir(exist_ok=True)
-            write_at_once(known, json.dumps(scan._asdict()))
+            write_text(known, json.dumps(scan._asdict()))
         except OSError:  # then it is read through next time, too
             pass
     return scan
@@ -183,19 +179,12 @@ def _write(
 ) -> None:
     """Writes token files aside, then puts them in place at once."""
     start = time.perf_counter()
-    aside = folder.with_suffix(".partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-    aside.mkdir()
-    try:
+    with new_folder(folder) as partial:
         with _Bar(sum(scan.characters)) as bar:
             tokenizer = _make_tokenizer(corpus, scan, config, bar)
-            index = _write_tokens(corpus, scan, tokenizer, aside, bar)
-        (aside / "tokenizer.json").write_text(tokenizer.to_json())
-        write_at_once(aside / "index.json", json.dumps(index, indent=2) + "\n")
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+            index = _write_tokens(corpus, scan, tokenizer, partial, bar)
+        (partial / "tokenizer.json").write_text(tokenizer.to_json())
+        (partial / "index.json").write_text(json.dumps(index, indent=2) + "\n")
     counts = [TokenCounts(**split["counts"]) for split in index["splits"].values()]
     num_bytes, seconds = sum(count.num_bytes for count in counts), time.perf_counter() - start
     say(
@@ -326,36 +315,3 @@ class _Bar:
 
     def advance(self, characters: int) -> None:
         self._progress.advance(self._task, characters)
-
-
-def _print_table(prepared: Prepared) -> None:
-    table = Table()
-    columns = ("split", "documents", "tokens", "bytes", "bytes per token", "unknown tokens")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for name, split in prepared.splits.items():
-        counts = split.counts
-        tokens = max(counts.tokens - counts.documents, 1)  # those of the text
-        table.add_row(
-            name,
-            f"{counts.documents:,}",
-            f"{counts.tokens:,}",
-            f"{counts.num_bytes:,}",
-            f"{counts.num_bytes / tokens:.3f}",
-            f"{counts.unknown / tokens:.4%}",
-        )
-    Console().print(table)
-    print(f"{prepared.tokenizer.vocab_size:,} token ids")
-
-
-def main():
-    config = from_mapping(flags.FLAGS.config)
-    if config.data.source == "recall":
-        raise UserError("data.source 'recall' has no corpus to prepare: its texts are made anew")
-    print(f"preparing {config.data.source} in {cache_root()}", flush=True)
-    _print_table(prepare(config))
-
-
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
-    cli.run(main, required=["config"])

@@ -11,6 +11,7 @@ import numpy as np
 
 from mmrec_jax.data.token_files import TokenCounts, TokenReader, checksum
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
+from mmrec_jax.files import new_folder
 
 ALWAYS_CHECKED = 2**30  # bytes of token files up to which checksums are computed at every start
 
@@ -80,19 +81,16 @@ def copy_splits(prepared: Prepared, names: tuple[str, ...], folder: Path) -> Non
         return
     except Damaged:
         shutil.rmtree(folder, ignore_errors=True)
-    aside = folder.with_suffix(".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     index = json.loads((prepared.folder / "index.json").read_text())
     index["splits"] = {name: index["splits"][name] for name in names}
     files = [file["name"] for split in index["splits"].values() for file in split["files"]]
-    for name in ("tokenizer.json", *files):
-        try:
-            os.link(prepared.folder / name, aside / name)
-        except OSError:  # another disk
-            shutil.copy2(prepared.folder / name, aside / name)
-    write_at_once(aside / "index.json", json.dumps(index, indent=2) + "\n")
-    aside.rename(folder)
+    with new_folder(folder) as partial:
+        for name in ("tokenizer.json", *files):
+            try:
+                os.link(prepared.folder / name, partial / name)
+            except OSError:  # another disk
+                shutil.copy2(prepared.folder / name, partial / name)
+        (partial / "index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
@@ -108,12 +106,6 @@ def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
         unchanged = stat.st_mtime_ns == file["changed"]
         if (small or not unchanged) and checksum(path) != file["checksum"]:
             raise Damaged(f"{path} does not have its checksum")
-
-
-def write_at_once(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.rename(path)
 
 
 def text_digest(text: str) -> str:

@@ -20,7 +20,7 @@ from jaxtyping import PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.errors import UserError
-from mmrec_jax.training.step import Params, init_params
+from mmrec_jax.model.params import Params, init_params
 
 
 class Axis(NamedTuple):

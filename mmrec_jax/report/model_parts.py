@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrec_jax.evaluation import evaluate
-from mmrec_jax.inspection import look_inside
-from mmrec_jax.language_model import load
-from mmrec_jax.training.step import make_eval_step
-from mmrec_jax.workdir import open_run
+from mmrec_jax.inference.inspection import look_inside
+from mmrec_jax.inference.language_model import load
+from mmrec_jax.learning.evaluate import evaluate, make_eval_step
+from mmrec_jax.runs.workdir import open_run
 
 SAMPLES, SAMPLE_TOKENS, TEMPERATURE = 3, 240, 0.8
 PASSAGE_TOKENS = 700

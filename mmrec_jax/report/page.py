@@ -16,12 +16,13 @@ import numpy as np
 
 from mmrec_jax.config import Config, flatten
 from mmrec_jax.errors import UserError
-from mmrec_jax.plan import count_flops, count_parameters
+from mmrec_jax.files import write_text
+from mmrec_jax.learning.cost import count_flops, count_parameters
 from mmrec_jax.report import drawings
 from mmrec_jax.report.model_parts import ModelParts, read_model
 from mmrec_jax.report.run_log import RULE, RunLog, gap_rows, judge, read_log, read_status
-from mmrec_jax.training.checkpoints import Checkpoints
-from mmrec_jax.workdir import has_checkpoints, read_config
+from mmrec_jax.runs.checkpoints import Checkpoints
+from mmrec_jax.runs.workdir import has_checkpoints, read_config
 
 _TONES = {"finished": "good", "diverged": "bad", "ended": "bad"}
 MOST_ROWS = 60  # of a table; of more, the first and the last ones are shown
@@ -92,7 +93,7 @@ def write_report(path: Path, with_model: bool = True) -> Path:
         starts=_starts(log),
         knobs=[(key, f"{value}") for key, value in flatten(dataclasses.asdict(config)).items()],
     )
-    return _write(path / "report.html", page)
+    return _write_page(path / "report.html", page)
 
 
 def write_comparison(paths: list[Path], output: Path) -> Path:
@@ -136,7 +137,7 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
         differences=[("knob", *names)]
         + [(key, *(f"{values[key]}" for values in flat.values())) for key in keys],
     )
-    return _write(output, page)
+    return _write_page(output, page)
 
 
 EPOCH_NAMES = (
@@ -333,8 +334,6 @@ def _render(template: str, **values) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _write(path: Path, page: str) -> Path:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    temporary.rename(path)
+def _write_page(path: Path, page: str) -> Path:
+    write_text(path, page, errors="replace")
     return path

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrec_jax.workdir import is_training
+from mmrec_jax.runs.workdir import is_training
 
 _COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "data_seconds")
 

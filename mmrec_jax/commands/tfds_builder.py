@@ -1,0 +1,121 @@
+"""Your text as a versioned TensorFlow dataset, made and read without TensorFlow.
+
+    python -m mmrec_jax.commands.tfds_builder --name=my_books --path='books/*.txt'
+    python train.py --config=configs/tiny.py --config.data.source=tfds \
+        --config.data.tfds_name=my_books
+
+Anything else that reads TFDS can use it as well: `tfds.data_source("my_books", split="train")`.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags
+
+from mmrec_jax.commands import cli
+from mmrec_jax.config import DataConfig
+from mmrec_jax.data.corpus import HELD_OUT, SPLITS, Part, split_pieces
+from mmrec_jax.data.encoding import blocks
+from mmrec_jax.data.sources import open_corpus
+from mmrec_jax.data.sources.tfds import quietly
+from mmrec_jax.errors import UserError
+
+
+class TextCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A corpus of text or JSON lines. `make_builder` gives it its name and version.
+
+    An example is a document with its number; of one longer than a block, the parts, in order, with
+    the same number.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    data: DataConfig  # where the text is and how it is split
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"Text of {self.data.path}.",
+            features=tfds.features.FeaturesDict(
+                {"text": tfds.features.Text(), "document": tfds.features.Scalar(np.int64)}
+            ),
+            disable_shuffling=True,  # the order of a corpus is part of it
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        (part,) = open_corpus(self.data).parts
+        total = sum(len(piece.text) for piece in part.pieces())
+        shares = {name for name, share in part.shares if share}
+        return {name: _examples(part, total, name) for name in SPLITS if name in shares}
+
+    def _generate_examples(self, **_):
+        raise NotImplementedError("_split_generators makes the examples")
+
+
+def _examples(part: Part, total: int, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    pieces = (piece for name, piece in split_pieces(part, total) if name == split)
+    document = -1
+    for key, (text, begins) in enumerate(itertools.chain.from_iterable(blocks(pieces))):
+        document += begins
+        yield key, {"text": text, "document": document}
+
+
+def make_builder(name: str, version: str, data: DataConfig, data_dir: str | None) -> TextCorpus:
+    """A builder of a dataset.
+
+    Args:
+        name: of the dataset, in snake case.
+        version: such as 1.0.0.
+        data: where the text is and how it is split.
+        data_dir: folder of datasets; None: TFDS's own choice.
+
+    Raises:
+        UserError: a name or version that TFDS does not take, or no such text.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise UserError(f"--name is {name!r}; it must be snake_case, such as my_books")
+    open_corpus(data)
+    try:
+        values = {"name": name, "VERSION": tfds.core.Version(version), "data": data}
+    except ValueError as error:
+        raise UserError(f"--version: {error}") from error
+    cls = type(TextCorpus)(name, (TextCorpus,), values, skip_registration=True)
+    return cls(data_dir=data_dir, file_format="array_record")
+
+
+def main():
+    values = {name: getattr(flags.FLAGS, name) for name in _FLAGS}
+    data_dir = values.pop("data_dir")
+    name, version = values.pop("name"), values.pop("version")
+    data = DataConfig(**values)
+    with quietly():
+        builder = make_builder(name, version, data, data_dir)
+        if builder.is_prepared():
+            raise UserError(
+                f"{builder.data_path} is there already; name another --version for another text"
+            )
+        builder.download_and_prepare()
+    for split in builder.info.splits.values():
+        print(f"{split.name}: {split.num_examples:,} examples, {split.num_bytes:,} bytes")
+    print(f"{builder.info.full_name} is in {builder.data_path}")
+
+
+_FLAGS = (
+    *("name", "version", "data_dir", "source", "path", "field"),
+    *(f"{split}_fraction" for split in HELD_OUT),
+)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("name", None, "Of the dataset, in snake_case.")
+    flags.DEFINE_string("version", "1.0.0", "Of the dataset.")
+    flags.DEFINE_string("data_dir", None, "Folder of datasets; by default ~/tensorflow_datasets.")
+    flags.DEFINE_enum("source", "text", ["text", "jsonl"], "What the files are.")
+    flags.DEFINE_string("path", None, "A file, a folder or a glob.")
+    flags.DEFINE_string("field", "text", "Of a JSON line: where its text is.")
+    for split in HELD_OUT:
+        flags.DEFINE_float(f"{split}_fraction", 0.05, f"Of the characters, for the {split} split.")
+    cli.run(main, required=["name", "path"])

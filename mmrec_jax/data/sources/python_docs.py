@@ -1,0 +1,18 @@
+"""The language reference that every CPython carries: a document for each topic."""
+
+import pydoc_data.topics
+from collections.abc import Iterator
+
+from mmrec_jax.config import DataConfig
+from mmrec_jax.data.corpus import Corpus, Part, Piece, split_shares
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """The topics in alphabetical order."""
+
+    def pieces() -> Iterator[Piece]:
+        topics = pydoc_data.topics.topics
+        for name in sorted(topics):
+            yield Piece(topics[name], begins=True)
+
+    return Corpus((Part(pieces, split_shares(config)),))

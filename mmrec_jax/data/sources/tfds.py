@@ -1,0 +1,158 @@
+"""TensorFlow datasets as a corpus, read without TensorFlow."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from absl import logging
+
+from mmrec_jax.config import DataConfig
+from mmrec_jax.data.corpus import Corpus, Part, Piece, split_shares
+from mmrec_jax.errors import UserError, nearest
+
+# Importing it takes seconds and logs; both only where a dataset is asked for.
+import tensorflow_datasets as tfds  # isort: skip
+from tensorflow_datasets.core import registered
+from tensorflow_datasets.core.download import downloader
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """The dataset that a config names.
+
+    Its own validation and test splits are taken where it has them. Of only one, the first half is
+    for validation, the second for the test; of a training split alone, the configured fractions
+    are held out.
+
+    Raises:
+        UserError: no such dataset, split or field, or it has still to be prepared.
+    """
+    with quietly():
+        builder = _builder(config)
+    features = builder.info.features
+    if config.field not in features:
+        raise UserError(
+            f"{builder.info.full_name} has no field {config.field!r}, but "
+            f"{', '.join(map(repr, sorted(features)))}; name one with data.field"
+        )
+    held_out = [name for name in ("validation", "test") if name in builder.info.splits]
+    train = config.tfds_split or "train"
+    match held_out:
+        case []:
+            shares = {train: split_shares(config)}
+        case [one]:
+            halves = (("validation", 0.5), ("test", 0.5))
+            shares = {train: (("train", 1.0),), one: halves}
+        case _:
+            shares = {train: (("train", 1.0),)} | {name: ((name, 1.0),) for name in held_out}
+    parts = tuple(Part(_reader(builder, split, config.field), s) for split, s in shares.items())
+    files = [path for split in builder.info.splits.values() for path in split.filepaths]
+    return Corpus(parts, tuple(map(Path, files)))
+
+
+def _reader(builder, split: str, field: str):
+    try:
+        source = builder.as_data_source(split)
+    except ValueError as error:
+        raise UserError(f"{builder.info.full_name}, split {split!r}: {error}") from error
+    except NotImplementedError as error:
+        raise UserError(
+            f"{builder.info.full_name} in {builder.data_path} is not stored as array_record; run "
+            "python -m tensorflow_datasets.scripts.convert_format --out_file_format=array_record "
+            f"--dataset_dir={builder.data_path} --out_path=FOLDER, and name FOLDER's dataset"
+        ) from error
+
+    # Of data/tfds_builder.py: there a long document is several examples.
+    numbered = set(builder.info.features) == {"text", "document"}
+
+    def pieces() -> Iterator[Piece]:
+        document = None
+        for index in range(len(source)):
+            example = source[index]
+            value = example[field]
+            if not isinstance(value, bytes):
+                raise UserError(
+                    f"{builder.info.full_name}: field {field!r} is not text; name another with "
+                    "data.field"
+                )
+            before, document = document, int(example["document"]) if numbered else index
+            if value:
+                yield Piece(value.decode(), begins=document != before)
+
+    return pieces
+
+
+def _builder(config: DataConfig):
+    """The prepared dataset; it is prepared now if nothing has to be downloaded for that."""
+    name, folder = config.tfds_name, config.tfds_dir or None
+    try:
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    except registered.DatasetNotFoundError:
+        raise UserError(_not_found(name, folder)) from None
+    except (ValueError, AssertionError, RuntimeError) as error:  # a version or config it has not
+        raise UserError(f"tfds dataset {name!r}: {_first_line(error)}") from error
+    if builder.is_prepared():
+        return builder
+    where = builder.data_dir
+    hint = (
+        f"run: tfds build {name} --file_format=array_record --data_dir="
+        f"{config.tfds_dir or '~/tensorflow_datasets'}  (it may need TensorFlow), then "
+        "the same command again; or read the text itself with data.source=text or jsonl"
+    )
+    try:
+        with _offline():
+            builder.download_and_prepare()
+    except _MustDownload:
+        raise UserError(f"{where} has still to be downloaded and prepared; {hint}") from None
+    except Exception as error:  # any that a builder of the catalog raises
+        reason = f"needs {error.name}" if isinstance(error, ImportError) else _first_line(error)
+        raise UserError(f"{where} cannot be prepared here: {reason}; {hint}") from error
+    return builder
+
+
+class _MustDownload(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def quietly():
+    """Without TFDS's bars and warnings."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _offline():
+    """No download is begun: it could be of any size."""
+
+    def refuse(*_, **__):
+        raise _MustDownload
+
+    return mock.patch.object(downloader._Downloader, "download", refuse)
+
+
+def _not_found(name: str, folder: str | None) -> str:
+    """Says so, with the nearest name of the catalog or of what lies in the folder."""
+    base = name.split("/")[0].split(":")[0]
+    catalog = set(tfds.list_builders(with_community_datasets=False))
+    # Without TensorFlow the older builders do not register; their files tell of them.
+    catalog |= {path.stem for path in Path(tfds.__file__).parent.glob("text/*.py")}
+    data_dir = Path(folder or "~/tensorflow_datasets").expanduser()
+    prepared = {path.name for path in data_dir.iterdir()} if data_dir.is_dir() else set()
+    if base in catalog:
+        return (
+            f"tfds dataset {name!r} is not prepared in {data_dir}; where TensorFlow is installed "
+            f"run: tfds build {name} --file_format=array_record --data_dir={data_dir}"
+        )
+    near = nearest(base, sorted(catalog | prepared))
+    return f"there is no tfds dataset {name!r}{near}, neither in the catalog nor in {data_dir}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,89 @@
+"""What happens inside a model while it reads: saliencies, what the bank keeps, half-lives."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.lm import MMRec, init_state
+from mmrec_jax.model.memory import Segments
+from mmrec_jax.model.memory_sequence import select_salient
+from mmrec_jax.model.params import Params, model_graph
+
+
+class Inside(NamedTuple):
+    """Of one text of T tokens, read from an empty state."""
+
+    saliency: np.ndarray  # [layers, heads, T]: s, so that sigma(s) is the predicted use
+    kept: np.ndarray  # bool [layers, heads, T]: in long-term memory at the end of the text
+    short_term: np.ndarray  # bool [T]: in short-term memory, or in the chunk, at the end
+    half_life: np.ndarray  # [layers, D]: tokens in which a channel of h fades to one half
+
+
+def look_inside(config: ModelConfig, params: Params, tokens: np.ndarray) -> Inside:
+    """Reads a text and tells what happened.
+
+    The half-life of a channel is that of the geometric mean over the text of its factor
+    gamma_t + mu (1 - m_t + gamma_t) on h_{t-1}; what comes back through the gates is left out.
+
+    Args:
+        config: the model's.
+        params: its parameters.
+        tokens: token ids, int32 [T], at least one.
+    """
+    time, chunk_len = len(tokens), config.chunk_len
+    graph = model_graph(config)
+    padded = np.pad(tokens, (0, -time % chunk_len))[None]
+
+    def look(params):
+        return _look(nnx.merge(graph, params), padded, time)
+
+    saliency, half_life, index, bank_s = map(np.asarray, jax.jit(look)(params))
+    kept = np.zeros(saliency.shape, bool)
+    for layer, head in np.ndindex(kept.shape[:2]):
+        kept[layer, head, index[layer, head][np.isfinite(bank_s[layer, head])]] = True
+    left = max(time // chunk_len * chunk_len - config.short_term, 0)
+    return Inside(saliency, kept, np.arange(time) >= left, half_life)
+
+
+def _look(model: MMRec, tokens, time):
+    """Saliencies and half-lives of one text; indices and saliencies of what the bank holds."""
+    config, state = model.config, init_state(model.config, 1)
+    start = jnp.arange(tokens.shape[1])[None] == 0
+    segments = Segments(
+        start=start,
+        tokens=jnp.ones(tokens.shape, jnp.int32),
+        short=jnp.full((1, config.short_term), -1),
+    )
+    x, saliencies, half_lives = model.embedding(tokens), [], []
+    for block, layer_state in zip(model.blocks, state.layers, strict=True):
+        _, k, _, z, p, _ = block.project(x)
+        inputs = block.core_inputs(z, k)
+        _, h_prev = block.recur(inputs, start, layer_state)
+        m = nnx.sigmoid(h_prev @ block.W_m.kernel[...][config.dim :] + inputs.zm)
+        factor = inputs.gamma + config.mu * (1 - m + inputs.gamma)
+        half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(factor[0, :time]), axis=0))
+        saliencies.append(block.saliency(p)[0, :, :time])
+        x, _, _ = block(x, segments, layer_state)
+    s = jnp.stack(saliencies)
+    return s, jnp.stack(half_lives), *_bank(config, s)
+
+
+def _bank(config: ModelConfig, s):
+    """Positions and saliencies that the bank holds after the whole chunks of a text."""
+    layers, _, time = s.shape
+    num_chunks = time // config.chunk_len
+    nothing = config.long_term + config.short_term  # what a text begins with
+    s = s[:, :, : num_chunks * config.chunk_len]
+    s = jnp.pad(s, ((0, 0), (0, 0), (nothing, 0)), constant_values=-jnp.inf)
+    index, saliency = select_salient(  # layers are independent, as the texts of a batch are
+        s,
+        jnp.ones((layers, s.shape[-1]), jnp.int32),
+        jnp.ones((layers, num_chunks), jnp.int32),
+        config.chunk_len,
+        config.long_term,
+    )
+    return index[-1] - nothing, saliency[-1]

@@ -1,0 +1,199 @@
+"""A trained model in Python: what a notebook needs.
+
+lm = mmrec_jax.load("runs/tiny")
+print(lm.generate("The old "))
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmrec_jax.data.batches import TextWindows
+from mmrec_jax.data.tokenizers import Tokenizer, document_tokens
+from mmrec_jax.errors import UserError
+from mmrec_jax.inference.generation import Generator, Sampling, StopStrings
+from mmrec_jax.inference.inspection import Inside, look_inside
+from mmrec_jax.inference.sessions import fingerprint, load_session, save_session
+from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
+from mmrec_jax.runs.workdir import open_run
+
+
+def load(workdir: str | Path, checkpoint: str = "best") -> "LanguageModel":
+    """The model of a run.
+
+    Args:
+        workdir: folder of the run.
+        checkpoint: best, latest, final or a step.
+
+    Raises:
+        UserError: no such workdir or checkpoint.
+    """
+    return LanguageModel(Path(workdir), checkpoint)
+
+
+class LanguageModel:
+    """Reads and writes texts. Make one with `load`.
+
+    Attributes:
+        config: of the run.
+        tokenizer: of the run.
+        params: nested dicts of arrays.
+    """
+
+    def __init__(self, workdir: Path, checkpoint: str):
+        run = open_run(workdir)
+        self.config, self.tokenizer = run.config, run.tokenizer
+        self.params = run.params(run.checkpoints.resolve(checkpoint))
+        self.generator = Generator(self.config.model, self.params, self.tokenizer.text_ids)
+        self._eval_step = make_eval_step(self.config.model)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        max_tokens: int = 300,
+        stop: Sequence[str] = (),
+        **sampling,
+    ) -> str | list[str]:
+        """What the model writes after a prompt, or after each of several, read as one batch.
+
+        Args:
+            prompt: one text or several, of any lengths.
+            max_tokens: how many to write at most.
+            stop: strings before which to stop.
+            **sampling: temperature, top_k, top_p, seed (`generation.Sampling`).
+
+        Raises:
+            UserError: a value out of range.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            return []
+        generator = self.generator
+        session = generator.start(len(prompts))
+        tokens = [document_tokens(self.tokenizer, text) for text in prompts]
+        session = generator.read(session, tokens)
+        writers = [_Writer(self.tokenizer, stop) for _ in prompts]
+        texts = ["" for _ in prompts]
+        for tokens, _ in generator.write(session, max_tokens, Sampling(**sampling)):
+            for row, writer in enumerate(writers):
+                if not writer.found:
+                    texts[row] += writer.feed(int(tokens[row]))
+            if all(writer.found for writer in writers):
+                break
+        texts = [text + writer.rest() for text, writer in zip(texts, writers, strict=True)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self, prompt: str, max_tokens: int = 300, stop: Sequence[str] = (), **sampling
+    ) -> Iterator[str]:
+        """The same as `generate` for one prompt, piece by piece as it is written."""
+        return self.session().stream(prompt, max_tokens, stop, **sampling)
+
+    def session(self, path: str | Path | None = None) -> "Conversation":
+        """A text that can be read and written by turns; `path`: one that was saved.
+
+        Raises:
+            UserError: the file is missing, not a session, or of another model.
+        """
+        return Conversation(self, path)
+
+    def evaluate(self, text: str) -> EvalResult:
+        """Loss, accuracy and so on of a text, read with carried memory.
+
+        Raises:
+            UserError: it is empty.
+        """
+        windows = TextWindows([text], self.tokenizer, self.config.train.seq_len, "the text")
+        return evaluate(self._eval_step, self.params, windows, self.config, carry_memory=True)
+
+    def perplexity(self, text: str) -> float:
+        """exp of the mean loss of a text in nats per token."""
+        return self.evaluate(text).perplexity
+
+    def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Logits of the next token after each of some token ids, float32 [tokens, vocab]."""
+        return self.generator.logits(np.asarray(ids, np.int32))
+
+    def look_inside(self, text: str) -> Inside:
+        """Saliencies, what long-term memory keeps, and half-lives while it reads a text.
+
+        Raises:
+            UserError: the text is empty.
+        """
+        if not text:
+            raise UserError("the text is empty; give at least one character")
+        return look_inside(self.config.model, self.params, self.tokenizer.encode(text))
+
+    def fingerprint(self) -> str:
+        """Of the parameters, the model's shape and the tokenizer."""
+        return fingerprint(self.config.model, self.params, self.tokenizer.to_json())
+
+
+class Conversation:
+    """A text that is read and written by turns. Its memory is of constant size."""
+
+    def __init__(self, lm: LanguageModel, path: str | Path | None = None):
+        self._lm = lm
+        self._session = lm.generator.start()
+        if path is not None:
+            self._session = load_session(Path(path), self._session, lm.fingerprint())
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of the text so far, written ones included."""
+        return int(self._session.read[0])
+
+    def read(self, text: str) -> None:
+        """Reads more text."""
+        tokenizer = self._lm.tokenizer
+        begin = document_tokens(tokenizer, "") if self.tokens_read == 0 else []
+        tokens = np.array([*begin, *tokenizer.encode(text)], np.int32)
+        self._session = self._lm.generator.read(self._session, [tokens])
+
+    def stream(
+        self, prompt: str = "", max_tokens: int = 300, stop: Sequence[str] = (), **sampling
+    ) -> Iterator[str]:
+        """Reads a prompt and writes on, piece by piece; see `LanguageModel.generate`.
+
+        What was written counts as read, a stop string included.
+        """
+        self.read(prompt)
+        writer = _Writer(self._lm.tokenizer, stop)
+        written = self._lm.generator.write(self._session, max_tokens, Sampling(**sampling))
+        for tokens, self._session in written:
+            if piece := writer.feed(int(tokens[0])):
+                yield piece
+            if writer.found:
+                return
+        if rest := writer.rest():
+            yield rest
+
+    def generate(self, prompt: str = "", max_tokens: int = 300, stop=(), **sampling) -> str:
+        """The same as `stream`, at once."""
+        return "".join(self.stream(prompt, max_tokens, stop, **sampling))
+
+    def save(self, path: str | Path) -> None:
+        """Saves the session; `LanguageModel.session(path)` goes on where it stopped."""
+        save_session(Path(path), self._session, self._lm.fingerprint())
+
+
+class _Writer:
+    """Tokens of one text to what can be shown of it, up to a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
+        self._decoder, self._stops = tokenizer.decoder(), StopStrings(stop)
+
+    @property
+    def found(self) -> bool:
+        """Whether a stop string has come."""
+        return self._stops.found
+
+    def feed(self, token: int) -> str:
+        return self._stops.feed(self._decoder.feed(token))
+
+    def rest(self) -> str:
+        if self._stops.found:
+            return ""
+        last = self._stops.feed(self._decoder.rest())
+        return last + ("" if self._stops.found else self._stops.rest())

@@ -1,0 +1,68 @@
+"""Sessions on disk: a text goes on where it stopped, on another day or another machine."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmrec_jax.config import ModelConfig
+from mmrec_jax.errors import UserError
+from mmrec_jax.files import replacing
+from mmrec_jax.inference.generation import Session
+from mmrec_jax.model.params import Params
+
+
+def fingerprint(config: ModelConfig, params: Params, tokenizer_json: str) -> str:
+    """Changes with the model's shape, any parameter, and the tokenizer."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    digest.update(tokenizer_json.encode())
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def save_session(path: Path, session: Session, model: str) -> None:
+    """Writes a session, whole or not at all; `model` is the fingerprint of its model.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    # bfloat16 is unknown to NumPy's files; float32 holds each of its values.
+    arrays = [
+        np.asarray(leaf, np.float32 if leaf.dtype == jnp.bfloat16 else leaf.dtype)
+        for leaf in jax.tree.leaves(session)
+    ]
+    try:
+        with replacing(path) as file:
+            np.savez_compressed(file, *arrays, model=np.array(model))
+    except OSError as error:
+        raise UserError(f"cannot save the session to {path}: {error.strerror}") from error
+
+
+def load_session(path: Path, like: Session, model: str) -> Session:
+    """Reads a session.
+
+    Raises:
+        UserError: the file is missing, not a session, or of another model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = str(file["model"])
+            arrays = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
+    except FileNotFoundError as error:
+        raise UserError(f"there is no session {path}") from error
+    except Exception as error:
+        raise UserError(f"{path} is not a session that can be read") from error
+    if found != model:
+        raise UserError(
+            f"the session {path} belongs to another model or another checkpoint of it; use the one "
+            "it was made with, or another --session"
+        )
+    leaves, structure = jax.tree.flatten(like)
+    return structure.unflatten(
+        jnp.asarray(array, leaf.dtype) for array, leaf in zip(arrays, leaves, strict=True)
+    )

@@ -1,0 +1,166 @@
+"""What a run will cost, before anything of it is allocated: train.py --dry_run.
+
+Parameters are those of the model itself, traced by shapes alone. FLOPs are those of matrix
+products:
+
+    forward, a token    2 for each weight of a matrix (the embedding counts as logits), and
+                        4 D (S + C + M) a layer to read short-term and long-term memory
+    training, a token   3 times that, and for each layer 4 D^2 to compute the recurrence's gates
+                        again, 2 D for each query that the saliency loss looks at, and 3 times
+                        UBOO's own; with model.remat the forward pass of the layers once more
+
+Activations are what the backward pass of the traced loss keeps; of one and of two layers, because
+every further layer keeps as much as the second.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmrec_jax.config import Config, ModelConfig
+from mmrec_jax.data.batches import Batch
+from mmrec_jax.learning.loss import training_loss
+from mmrec_jax.learning.optimizer import make_optimizer
+from mmrec_jax.model.lm import init_state
+from mmrec_jax.model.params import init_params
+
+_EMBEDDING, _NORMS, _READING, _UBOO = "embedding, logits", "norms", "reading memories", "UBOO"
+_PARTS = {
+    "embedding": _EMBEDDING,
+    "W_fused": "q k v z p e",
+    "W_g": "recurrence",
+    "W_m": "recurrence",
+    "mlp_gamma": "decay",
+    "mlp_context": "decay",
+    "W_down": "DPG",
+    "W_up": "DPG",
+    "W_q": "attention",
+    "W_o": "attention",
+    "W_1": "feed-forward",
+    "W_2": "feed-forward",
+    "mlp_err": _UBOO,
+    "mlp_target": _UBOO,
+}
+
+
+class Flops(NamedTuple):
+    """Of matrix products, a token."""
+
+    forward: dict[str, int]  # by part
+    training: int
+
+
+class Memory(NamedTuple):
+    """Bytes of a training step, of all devices together."""
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    activations: int
+    state: int  # of the texts of a batch
+
+
+def count_parameters(model: ModelConfig) -> dict[str, int]:
+    """By part."""
+    counts = dict.fromkeys(_PARTS.values(), 0)
+    for part, x in _named(model):
+        counts[part] = counts.get(part, 0) + x.size
+    return {part: count for part, count in counts.items() if count}
+
+
+def count_flops(config: Config) -> Flops:
+    """See the top of this file."""
+    model, layers = config.model, config.model.num_layers
+    forward = Counter()
+    for part, x in _named(model):
+        if x.ndim == 2:
+            forward[part] += 2 * x.size
+    seen = model.short_term + model.chunk_len + model.long_term
+    forward[_READING] = 4 * model.dim * seen * layers
+    of_uboo = forward.pop(_UBOO, 0)  # computed in training alone
+    once = sum(forward.values())
+
+    training = 3 * (once + of_uboo) + 4 * model.dim**2 * layers
+    again = of_uboo
+    if model.long_term and model.saliency_weight:
+        length = config.train.seq_len
+        queries = length // -(-length // model.saliency_queries)
+        again += 2 * model.dim * queries * layers
+        training += 2 * model.dim * queries * layers
+    if model.remat:
+        training += once - forward[_EMBEDDING] + again
+        training -= 8 * model.dim**2 * layers  # the last product, by W_2: nobody needs its result
+    return Flops(dict(forward), training)
+
+
+def count_memory(config: Config) -> Memory:
+    """Bytes that a training step needs at its largest, but for what the compiler adds."""
+    train, params = config.train, _shapes(config.model)
+    optimizer = make_optimizer(train, optax.constant_schedule(0.0))
+    of_params = _bytes(params)
+    return Memory(
+        parameters=of_params,
+        optimizer=_bytes(jax.eval_shape(optimizer.init, params)),
+        gradients=of_params * (2 if train.accumulate_steps > 1 else 1),
+        activations=_activations(config),
+        state=_bytes(jax.eval_shape(lambda: init_state(config.model, train.batch_size))),
+    )
+
+
+@functools.cache
+def _shapes(model: ModelConfig):
+    """Of the parameters. All layers are alike, so one is traced."""
+    one = dataclasses.replace(model, num_layers=1)
+    params = jax.eval_shape(lambda: init_params(one, jax.random.key(0)))
+    return {**params, "blocks": dict.fromkeys(range(model.num_layers), params["blocks"][0])}
+
+
+def _named(model: ModelConfig):
+    """Every parameter's shape, with its part."""
+    for path, x in jax.tree_util.tree_flatten_with_path(_shapes(model))[0]:
+        names = (str(entry.key) for entry in path)
+        yield next((_PARTS[name] for name in names if name in _PARTS), _NORMS), x
+
+
+def _bytes(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _activations(config: Config) -> int:
+    layers = config.model.num_layers
+
+    def kept(num_layers: int, remat: bool) -> int:
+        return _kept(config, dataclasses.replace(config.model, num_layers=num_layers, remat=remat))
+
+    one, two = kept(1, config.model.remat), kept(2, config.model.remat)
+    total = one + (layers - 1) * (two - one)
+    if config.model.remat:  # the layer whose turn it is
+        total += kept(2, False) - kept(1, False)
+    return total
+
+
+def _kept(config: Config, model: ModelConfig) -> int:
+    """Bytes between the forward and the backward pass of a micro-batch, parameters apart."""
+    config = dataclasses.replace(config, model=model)
+    rows = config.train.batch_size // config.train.accumulate_steps
+    tokens = jax.ShapeDtypeStruct((rows, config.train.seq_len), jnp.int32)
+    weights = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
+    batch = Batch(tokens, tokens, tokens, weights, jax.ShapeDtypeStruct((rows,), bool))
+    params = _shapes(model)
+
+    def backward(params, batch):
+        def objective(params):
+            return training_loss(config, params, batch, None, 1.0, jax.random.key(0))[0]
+
+        return jax.vjp(objective, params)[1]
+
+    kept = Counter(
+        (x.shape, x.dtype) for x in jax.tree.leaves(jax.eval_shape(backward, params, batch))
+    )
+    kept -= Counter((x.shape, x.dtype) for x in jax.tree.leaves(params))
+    return sum(count * _bytes(jax.ShapeDtypeStruct(*x)) for x, count in kept.items())

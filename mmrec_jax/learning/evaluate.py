@@ -1,0 +1,153 @@
+"""Loss, perplexity, accuracy and bits per byte of a model on a text."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mmrec_jax.config import Config, ModelConfig
+from mmrec_jax.data.batches import Batch, TextWindows, every_window
+from mmrec_jax.data.dataset import Split
+from mmrec_jax.learning.loss import begin
+from mmrec_jax.model.lm import State, init_state
+from mmrec_jax.model.params import Params, model_graph
+
+FIRST_BUCKET = 256  # tokens of context in the first bucket of the loss by position; then doubling
+
+
+class EvalTokens(NamedTuple):
+    """What an evaluation step tells of each token."""
+
+    loss: Float[Array, "batch T"]  # nats; 0 where nothing is predicted
+    correct: Float[Array, "batch T"]  # 1 where the most likely prediction was right
+
+
+class Bucket(NamedTuple):
+    """The tokens with so many tokens of context: from `first` to 2 `first` - 1, or 0 to 255."""
+
+    first: int
+    tokens: int
+    loss: float  # nats per token
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    loss: float  # nats per token
+    accuracy: float  # share of tokens whose most likely prediction is right
+    bits_per_byte: float  # of the UTF-8 text
+    tokens: int  # predicted
+    tokens_per_second: float
+    by_position: tuple[Bucket, ...] = ()
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def to_dict(self) -> dict:
+        """The figures of the whole text."""
+        values = dataclasses.asdict(self)
+        del values["by_position"]
+        return {**values, "perplexity": self.perplexity}
+
+
+def make_eval_step(
+    config: ModelConfig,
+) -> Callable[[Params, Batch, State | None], tuple[EvalTokens, State | None]]:
+    """The jitted evaluation of one batch, without dropout; it carries memory if it is given one."""
+    graph = model_graph(config)
+
+    def step(params: Params, batch: Batch, memory: State | None):
+        memory = begin(config, memory, batch)
+        output = nnx.merge(graph, params)(batch.tokens, batch.documents, memory)
+        losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
+        correct = jnp.argmax(output.logits, axis=-1) == batch.targets
+        tokens = EvalTokens(losses * batch.weights, correct * batch.weights)
+        return tokens, None if memory is None else output.state
+
+    return jax.jit(step)
+
+
+def evaluate(
+    eval_step, params: Params, text: Split | TextWindows, config: Config, carry_memory: bool
+) -> EvalResult:
+    """Evaluates every token of a text once, in windows of the training length.
+
+    Args:
+        eval_step: of `make_eval_step`.
+        params: the model's parameters.
+        text: a split, read in `eval_batch_size` lanes; or windows, read as they come.
+        config: of the run.
+        carry_memory: whether a window goes on from the one before it in its lane.
+    """
+    start = time.perf_counter()
+    batches = text
+    if isinstance(text, Split):
+        batches = every_window(text, config.train.eval_batch_size, config.train.seq_len)
+    sums, memory, pending, last = _Sums(), None, None, None
+    for batch in batches:
+        if carry_memory and memory is None:
+            memory = init_state(config.model, len(batch.tokens))
+        tokens, memory = eval_step(params, batch, memory)
+        if pending is not None:  # fetched while the next step runs
+            sums.add(*pending)
+        context, last = _context(batch, last)
+        pending = (tokens, batch.weights, context)
+    sums.add(*pending)
+    seconds = time.perf_counter() - start
+    loss, correct, count = sums.by_bucket.sum(axis=0)
+    return EvalResult(
+        loss=float(loss / count),
+        accuracy=float(correct / count),
+        bits_per_byte=float(loss / math.log(2) / text.num_bytes),
+        tokens=int(count),
+        tokens_per_second=float(count / seconds),
+        by_position=sums.buckets(),
+    )
+
+
+class _Sums:
+    """Sums in float64 of loss, right predictions and tokens, by bucket of context."""
+
+    def __init__(self):
+        self.by_bucket = np.zeros((64, 3))
+
+    def add(self, tokens, weights, context) -> None:
+        bucket = np.frexp(context // FIRST_BUCKET)[1]  # 0, then 1 + log2
+        for column, values in enumerate((*jax.device_get(tokens), weights)):
+            self.by_bucket[:, column] += np.bincount(
+                bucket.ravel(), values.ravel().astype(np.float64), minlength=64
+            )
+
+    def buckets(self) -> tuple[Bucket, ...]:
+        return tuple(
+            Bucket(FIRST_BUCKET << index - 1 if index else 0, int(tokens), float(loss / tokens))
+            for index, (loss, _, tokens) in enumerate(self.by_bucket)
+            if tokens
+        )
+
+
+def _context(batch: Batch, last) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """For each token how many of its document its lane has read before, and what to pass next."""
+    count, document = (-1, -1) if last is None else last
+    count = np.where(batch.fresh | (batch.documents[:, 0] != document), -1, count)
+    starts = np.diff(batch.documents, axis=1, prepend=batch.documents[:, :1]) != 0
+    index = np.arange(batch.documents.shape[1])
+    start = np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+    begun = np.maximum.accumulate(starts, axis=1)
+    context = np.where(begun, index - start, count[:, None] + 1 + index)
+    return context, (context[:, -1], batch.documents[:, -1])
+
+
+def state_bytes(config: Config) -> int:
+    """Bytes of the model's memory of one text, however long."""
+    state = jax.eval_shape(lambda: init_state(config.model, 1))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

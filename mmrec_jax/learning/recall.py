@@ -1,0 +1,115 @@
+"""Accuracy of recall by length of text: how long a model keeps facts in its memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmrec_jax.config import Config
+from mmrec_jax.data.sources import recall
+from mmrec_jax.errors import UserError
+from mmrec_jax.model.lm import init_state
+from mmrec_jax.model.params import Params, model_graph
+
+MULTIPLES = (1, 4, 20, 100, 1000)
+TEXTS = 16  # of each task
+LONG_PIECE = 512  # tokens of noise read at once, about
+
+
+def recall_accuracy(
+    config: Config,
+    params: Params,
+    multiples: tuple[int, ...] = MULTIPLES,
+    texts: int = TEXTS,
+    seed: int = 1,
+) -> tuple[dict[str, int], dict[str, list[float]]]:
+    """Asks for the facts of each text after more and more noise.
+
+    A text is read once. Where it has reached a length, a copy of the state reads the questions.
+
+    Args:
+        config: of the run.
+        params: the model's parameters.
+        multiples: lengths of the texts in lengths trained on, growing.
+        texts: how many of each task.
+        seed: of the texts.
+
+    Returns:
+        By task: number of answers asked for at each length, and share of right ones.
+    """
+    length, pairs = config.train.seq_len, config.data.recall_pairs
+    chunk_len = config.model.chunk_len
+    short_piece = _round_up(length // 4, chunk_len)
+    long_piece = _round_up(LONG_PIECE, short_piece)
+    read, skip = _readers(config)
+    rng = np.random.default_rng((config.data.sample_seed, 3, seed))
+
+    longest = max(recall.question_tokens(task, pairs) for task in recall.TASKS)
+    end = _round_up(longest, short_piece)
+    fact_length = max(_round_up(length // 2, short_piece), short_piece)
+    if fact_length + end > length:
+        raise UserError(
+            f"train.seq_len {length} is too short for {pairs} pairs and their questions"
+        )
+
+    facts, ends, answers = [], [], []
+    for task in recall.TASKS:
+        for _ in range(texts):
+            text = recall.make_text(rng, task, pairs, fact_length)
+            before = end - len(text.questions)
+            facts.append(text.facts)
+            noise = recall.make_noise(rng, task, before)
+            ends.append(np.concatenate([noise, text.questions]))
+            answers.append(np.concatenate([np.zeros(before, bool), text.answers]))
+    facts, ends, answers = np.stack(facts), np.stack(ends), np.stack(answers)
+
+    def noise(count):
+        return np.concatenate(
+            [
+                recall.make_noise(rng, task, texts * count).reshape(texts, count)
+                for task in recall.TASKS
+            ]
+        )
+
+    def ask(state):
+        predictions = []
+        for tokens in np.split(ends, end // short_piece, axis=1):
+            predicted, state = read(params, state, tokens)
+            predictions.append(np.asarray(predicted))
+        right = np.concatenate(predictions, axis=1)[:, :-1] == ends[:, 1:]
+        asked = answers[:, 1:]
+        by_task = [slice(i * texts, (i + 1) * texts) for i in range(len(recall.TASKS))]
+        return [float(right[rows][asked[rows]].mean()) for rows in by_task]
+
+    state = init_state(config.model, len(facts))
+    for tokens in np.split(facts, fact_length // short_piece, axis=1):
+        _, state = read(params, state, tokens)
+    position, by_length = fact_length, []
+    for multiple in multiples:
+        while (left := multiple * length - end - position) > 0:
+            piece = long_piece if left >= long_piece else short_piece
+            function = skip if piece == long_piece else read
+            state = function(params, state, noise(piece))[-1]
+            position += piece
+        by_length.append(ask(state))
+
+    def of_task(values):
+        return dict(zip(recall.TASKS, values, strict=True))
+
+    asked = [int(rows.sum()) for rows in np.split(answers, len(recall.TASKS))]
+    return of_task(asked), of_task([list(column) for column in zip(*by_length, strict=True)])
+
+
+def _readers(config: Config):
+    """Compiled: tokens to (predictions, state), and to (state,) alone, which needs no logits."""
+    graph = model_graph(config.model)
+
+    def read(params, state, tokens):
+        output = nnx.merge(graph, params)(tokens, jnp.zeros(tokens.shape, jnp.int32), state)
+        return output.logits.argmax(axis=-1), output.state
+
+    return jax.jit(read), jax.jit(lambda *args: read(*args)[1:])
+
+
+def _round_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

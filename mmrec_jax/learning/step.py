@@ -1,0 +1,100 @@
+"""The training step: a pure function under `jax.jit`."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from mmrec_jax.config import Config
+from mmrec_jax.data.batches import Batch
+from mmrec_jax.learning.loss import begin, training_loss
+from mmrec_jax.model.block import param_dtype
+from mmrec_jax.model.lm import State, init_state
+from mmrec_jax.model.params import Params, init_params
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: Int[Array, ""]  # steps done
+    params: Params
+    opt_state: optax.OptState
+    memory: State | None = None  # what the lanes have read, where memory is carried
+
+
+class StepMetrics(NamedTuple):
+    """What a step tells; nothing in it is fetched before the next step runs."""
+
+    loss: Float[Array, ""]  # mean cross-entropy in nats per token
+    saliency_loss: Float[Array, ""]
+    uboo_loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]  # before clipping
+
+
+def init_train_state(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    params: Params | None = None,
+) -> TrainState:
+    """The state before the first step: of fresh parameters, unless some are given."""
+    params = init_params(config.model, key) if params is None else params
+    memory = None
+    if config.train.carry_memory:
+        memory = init_state(config.model, config.train.batch_size)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), memory)
+
+
+def make_train_step(
+    config: Config, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The jitted step. It donates the state; dropout depends on the seed and the step alone.
+
+    With `train.carry_memory` a sequence that is not fresh starts from what its lane had read in the
+    step before. That is an input, so no gradient goes back into it.
+    """
+    micro_batches = config.train.accumulate_steps
+    seed = config.train.seed
+
+    def gradients(params, batch: Batch, memory, key):
+        """Gradients, losses and the new memory."""
+        total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
+        gradient = jax.grad(functools.partial(training_loss, config), has_aux=True)
+        if micro_batches == 1:
+            grads, (losses, memory) = gradient(params, batch, memory, total_weight, key)
+            return grads, losses, memory
+
+        def accumulate(sums, x):
+            micro_batch, micro_memory, index = x
+            new_key = jax.random.fold_in(key, index)
+            grads, (losses, new_memory) = gradient(
+                params, micro_batch, micro_memory, total_weight, new_key
+            )
+            return jax.tree.map(jnp.add, sums, (grads, losses)), new_memory
+
+        def divide(x):  # no -1 in the shapes: a memory without slots has no elements
+            return x.reshape(micro_batches, len(x) // micro_batches, *x.shape[1:])
+
+        split = jax.tree.map(divide, (batch, memory))
+        losses = (jnp.zeros((), param_dtype(config.model)),) * 3
+        zeros = jax.tree.map(jnp.zeros_like, params), losses
+        (grads, losses), memory = jax.lax.scan(
+            accumulate, zeros, (*split, jnp.arange(micro_batches))
+        )
+        memory = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), memory)
+        return grads, losses, memory
+
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        memory = begin(config.model, state.memory, batch)
+        grads, losses, memory = gradients(state.params, batch, memory, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(*losses, grad_norm=optax.tree.norm(grads))
+        return TrainState(state.step + 1, params, opt_state, memory), metrics
+
+    return jax.jit(step, donate_argnums=0)

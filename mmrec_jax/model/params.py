@@ -1,0 +1,27 @@
+"""Parameters as nested dicts of arrays: how they are made, and how they become a model."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import PRNGKeyArray
+
+from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.lm import MMRec
+
+Params = Any  # nested dicts of arrays, named as the model's attributes
+
+
+def model_graph(config: ModelConfig) -> nnx.GraphDef:
+    """The structure of the model; with parameters, `nnx.merge` makes the model of it."""
+    return nnx.split(nnx.eval_shape(lambda: MMRec(config, nnx.Rngs(0))))[0]
+
+
+def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
+    """Fresh parameters."""
+
+    def init(key):
+        _, params = nnx.split(MMRec(config, nnx.Rngs(key)), nnx.Param)
+        return nnx.to_pure_dict(params)
+
+    return jax.jit(init)(key)

@@ -1,0 +1,134 @@
+"""Evaluates a run: tables, eval.json and a picture of the loss by tokens of context."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mmrec_jax.config import Config
+from mmrec_jax.data.batches import Batch, TextWindows
+from mmrec_jax.data.dataset import Split
+from mmrec_jax.data.sources.text_files import stream_text
+from mmrec_jax.files import write_text
+from mmrec_jax.learning.evaluate import FIRST_BUCKET, evaluate, make_eval_step, state_bytes
+from mmrec_jax.model.lm import init_state
+from mmrec_jax.report.plots import draw_losses_by_position
+from mmrec_jax.runs.workdir import open_run
+
+
+def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None) -> dict:
+    """Evaluates a checkpoint of a workdir, prints tables, writes eval.json and a picture.
+
+    Args:
+        path: the workdir.
+        checkpoint: best, latest, final or a step.
+        split_name: validation or test.
+        text: a UTF-8 file to evaluate instead of a split, read in constant memory.
+
+    Returns:
+        What eval.json holds.
+
+    Raises:
+        UserError: no such workdir, checkpoint or text, or nothing in it to predict.
+    """
+    run = open_run(path)
+    step = run.checkpoints.resolve(checkpoint)
+    seq_len = run.config.train.seq_len
+
+    def source() -> Split | TextWindows:
+        if text is None:
+            return run.split(split_name)
+        return TextWindows(stream_text(text), run.tokenizer, seq_len, str(text))
+
+    params = run.params(step)
+    eval_step = make_eval_step(run.config.model)
+    batch_size = 1 if text else run.config.train.eval_batch_size
+    _compile(eval_step, params, run.config, batch_size)  # before the clock starts
+    carried, fresh = (
+        evaluate(eval_step, params, source(), run.config, carry) for carry in (True, False)
+    )
+    # A text of its own is read as one; a split as it was while training.
+    result = carried if text or run.config.train.carry_memory else fresh
+    values = {
+        "workdir": str(path),
+        "checkpoint": checkpoint,
+        "step": step,
+        "text": str(text) if text else f"{split_name} split",
+        "carried_memory": result is carried,
+        **result.to_dict(),
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(params)),
+        "state_bytes": state_bytes(run.config),
+        "peak_memory_bytes": peak_memory(),
+        "by_position": [
+            {**of_carried._asdict(), "loss": of_carried.loss, "loss_not_carried": of_fresh.loss}
+            for of_carried, of_fresh in zip(carried.by_position, fresh.by_position, strict=True)
+        ],
+    }
+    _print_table(values)
+    _print_positions(values["by_position"], seq_len)
+    write_text(path / "eval.json", json.dumps(values, indent=2) + "\n")
+    draw_losses_by_position(values["by_position"], seq_len, path)
+    return values
+
+
+def _compile(eval_step, params, config: Config, batch_size: int) -> None:
+    shape = (batch_size, config.train.seq_len)
+    tokens, ones = np.zeros(shape, np.int32), np.ones(shape, np.float32)
+    batch = Batch(tokens, tokens, tokens, ones, np.ones(batch_size, bool))
+    for memory in (None, init_state(config.model, batch_size)):
+        jax.block_until_ready(eval_step(params, batch, memory))
+
+
+def peak_memory() -> int:
+    """Most bytes this process has held: on the accelerator if there is one, else in memory."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _print_table(values: dict) -> None:
+    table = Table(
+        title=f"{values['workdir']}, {values['checkpoint']} checkpoint", show_header=False
+    )
+    table.add_column()
+    table.add_column(justify="right")
+    for name, text in (
+        ("step", f"{values['step']:,}"),
+        ("text", values["text"]),
+        ("tokens", f"{values['tokens']:,}"),
+        ("memory", "carried" if values["carried_memory"] else "fresh in each window"),
+        ("loss (nats per token)", f"{values['loss']:.6f}"),
+        ("perplexity", f"{values['perplexity']:.4f}"),
+        ("token accuracy", f"{values['accuracy']:.2%}"),
+        ("bits per byte", f"{values['bits_per_byte']:.4f}"),
+        ("tokens per second", f"{values['tokens_per_second']:,.0f}"),
+        ("parameters", f"{values['parameters']:,}"),
+        ("parameter bytes", f"{values['parameter_bytes']:,}"),
+        ("state bytes a text", f"{values['state_bytes']:,}"),
+        ("peak memory bytes", f"{values['peak_memory_bytes']:,}"),
+    ):
+        table.add_row(name, text)
+    Console().print(table)
+
+
+def _print_positions(buckets: list[dict], seq_len: int) -> None:
+    table = Table(title="loss by tokens of context")
+    for name in ("context", "tokens", "memory carried", f"fresh every {seq_len}"):
+        table.add_column(name, justify="right")
+    for bucket in buckets:
+        last = 2 * bucket["first"] - 1 if bucket["first"] else FIRST_BUCKET - 1
+        table.add_row(
+            f"{bucket['first']:,} to {last:,}",
+            f"{bucket['tokens']:,}",
+            f"{bucket['loss']:.4f}",
+            f"{bucket['loss_not_carried']:.4f}",
+        )
+    Console().print(table)

@@ -1,0 +1,88 @@
+"""Accuracy of recall by length of text: how long a trained model keeps facts in its memory."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mmrec_jax.data.sources import recall
+from mmrec_jax.errors import UserError
+from mmrec_jax.files import write_text
+from mmrec_jax.learning.evaluate import state_bytes
+from mmrec_jax.learning.recall import MULTIPLES, recall_accuracy
+from mmrec_jax.report.plots import draw_recall
+from mmrec_jax.runs.workdir import open_run
+
+
+@dataclasses.dataclass(frozen=True)
+class RecallResult:
+    """Of one run."""
+
+    workdir: str
+    step: int
+    trained_length: int  # tokens
+    state_bytes: int  # the model's memory of one text, whatever its length
+    questions: dict[str, int]  # by task: answers that were asked for at each length
+    accuracy: dict[str, list[float]]  # by task: for each of `multiples`
+    multiples: tuple[int, ...]  # lengths of the texts, in lengths trained on
+
+
+def run_recall_suite(
+    paths: list[Path], checkpoint: str, multiples: tuple[int, ...] = MULTIPLES
+) -> list[RecallResult]:
+    """Evaluates runs of configs/recall.py; prints tables, writes recall.json and recall.png.
+
+    The files go into each workdir; in the first, the picture shows all runs.
+
+    Raises:
+        UserError: a workdir is missing or of a run that was not trained on recall's texts.
+    """
+    runs = [open_run(path) for path in paths]
+    for run in runs:
+        if run.config.data.source != "recall":
+            raise UserError(
+                f"{run.path} was trained on data.source {run.config.data.source!r}; the suite "
+                "'recall' needs a run of configs/recall.py"
+            )
+    results = []
+    for run in runs:
+        step = run.checkpoints.resolve(checkpoint)
+        params = run.params(step)
+        questions, accuracy = recall_accuracy(run.config, params, multiples)
+        result = RecallResult(
+            workdir=str(run.path),
+            step=step,
+            trained_length=run.config.train.seq_len,
+            state_bytes=state_bytes(run.config),
+            questions=questions,
+            accuracy=accuracy,
+            multiples=multiples,
+        )
+        write_text(
+            run.path / "recall.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n"
+        )
+        draw_recall([result], run.path / "recall.png")
+        print_recall(result)
+        results.append(result)
+    if len(results) > 1:
+        draw_recall(results, paths[0] / "recall.png")
+    return results
+
+
+def print_recall(result: RecallResult) -> None:
+    """A table of the share of right answers of one run."""
+    table = Table(
+        title=f"{result.workdir}: share of right answers by tokens of the text\n"
+        f"trained on {result.trained_length} tokens; state of {result.state_bytes:,} bytes"
+    )
+    table.add_column("task")
+    for multiple in result.multiples:
+        length = multiple * result.trained_length
+        table.add_column(f"{length:,}\n{multiple:,}x", justify="right")
+    table.add_column("chance", justify="right")
+    for task in recall.TASKS:
+        shares = [*result.accuracy[task], recall.chance(task)]
+        table.add_row(task, *(f"{share:.1%}" for share in shares))
+    Console().print(table)

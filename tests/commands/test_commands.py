@@ -1,0 +1,139 @@
+"""Mistakes of a user: one line on standard error, a failing exit code, and nothing changed."""
+
+from pathlib import Path
+
+import pytest
+
+from mmrec_jax.data.dataset import load_dataset
+from mmrec_jax.errors import UserError
+from mmrec_jax.runs import workdir as workdirs
+from mmrec_jax.training.loop import train
+from small_runs import ROOT, config, one_error_line, run, train_flags
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_unknown_config_key_names_the_nearest(cache, tmp_path):
+    flags = [*train_flags(tmp_path / "run"), "--config.train.learning_rte=1e-3"]
+    line = one_error_line(run("train.py", *flags, cache=cache))
+    assert "learning_rte" in line
+    assert "did you mean 'learning_rate'?" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overrides", [[], ["--config.train.seed=1"]], ids=str)
+def test_a_missing_config_file_names_the_nearest(cache, tmp_path, overrides):
+    missing = ROOT / "configs/tyny.py"
+    flags = [f"--config={missing}", f"--workdir={tmp_path / 'run'}", *overrides]
+    line = one_error_line(run("train.py", *flags, cache=cache))
+    assert f"there is no config file {missing}" in line
+    assert f"did you mean '{ROOT / 'configs/tiny.py'}'?" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_glob_that_matches_nothing(cache, tmp_path):
+    pattern = str(tmp_path / "books/*.txt")
+    flags = train_flags(tmp_path / "run", data__source="text", data__path=pattern)
+    line = one_error_line(run("train.py", *flags, cache=cache))
+    assert f"data.path {pattern!r} matches no file" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_do_not_fit_together(cache, tmp_path):
+    flags = train_flags(tmp_path / "run", model__dim=18, model__num_heads=4)
+    line = one_error_line(run("train.py", *flags, cache=cache))
+    assert "model.dim 18 is not divisible by model.num_heads 4" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["eval.py"], ["generate.py", "--prompt=The"]])
+def test_a_missing_workdir(cache, tmp_path, command):
+    missing = tmp_path / "run"
+    line = one_error_line(run(*command, f"--workdir={missing}", cache=cache))
+    assert f"there is no workdir {missing}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_without_checkpoints(cache, tmp_path):
+    workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
+    before = contents(tmp_path)
+    line = one_error_line(run("eval.py", f"--workdir={tmp_path / 'run'}", cache=cache))
+    assert f"{tmp_path / 'run'} has no checkpoints yet" in line
+    assert contents(tmp_path) == before
+
+
+def test_the_workdir_of_another_config(cache, tmp_path):
+    workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
+    before = contents(tmp_path)
+    flags = train_flags(tmp_path / "run", model__long_term=8)
+    line = one_error_line(run("train.py", *flags, cache=cache))
+    assert "model.long_term: 4 -> 8" in line
+    assert contents(tmp_path) == before
+
+
+def test_a_variant_that_a_config_file_does_not_have(cache, tmp_path):
+    flags = [f"--config={ROOT / 'configs/recall.py:half'}", f"--workdir={tmp_path / 'run'}"]
+    line = one_error_line(run("train.py", *flags, cache=cache))
+    assert line.startswith("error: there is no variant 'half'; choose one of full, no_long_term")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_workdirs_are_for_suites(cache):
+    line = one_error_line(run("eval.py", "--workdir=a", "--workdir=b", cache=cache))
+    assert line == "error: --workdir may be given several times only with --suite"
+
+
+# --- the same without a process of its own ---
+
+
+def refusal(workdir: Path, **overrides) -> str:
+    with pytest.raises(UserError) as error:
+        train(config(**overrides), workdir)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_corpus_shorter_than_a_batch(tmp_path):
+    message = refusal(tmp_path / "run", data__sample_chars=30, train__batch_size=8)
+    assert "one batch of 8 x 32 needs 257" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+    text = tmp_path / "latin.txt"
+    text.write_bytes("a line\nçünkü".encode("latin-1"))
+    message = refusal(tmp_path / "run", data__source="text", data__path=str(text))
+    assert f"{text} is not UTF-8 text: byte 7 (line 2) is 0xe7" in message
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_a_warm_up_longer_than_the_training_leaves_no_workdir_behind(tmp_path):
+    message = refusal(tmp_path / "run", train__warmup_steps=1000)
+    assert "train.warmup_steps is 1000, but training has only 62 steps" in message
+    assert list(tmp_path.iterdir()) == []  # else the corrected command meets another config
+
+
+def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert "is not a workdir" in refusal(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_workdir_that_was_left_half_made_is_made_anew(tmp_path):
+    for name in ("data", "data.partial"):
+        (tmp_path / name).mkdir()
+    workdirs.check_config(tmp_path, config())
+    for name in ("data/index.json", "tokenizer.json", "config.json.tmp"):
+        (tmp_path / name).write_text("cut o")
+    workdirs.prepare(tmp_path, config(), load_dataset(config()))
+    before = contents(tmp_path)
+    assert not (tmp_path / "config.json.tmp").exists()
+    workdirs.prepare(tmp_path, config(), load_dataset(config()))
+    assert contents(tmp_path) == before

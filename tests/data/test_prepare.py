@@ -1,0 +1,386 @@
+"""Token files: what is in them, and that they are whole whatever happened."""
+
+import dataclasses
+import gzip
+import json
+import os
+import pydoc_data.topics
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrec_jax.data import token_cache, token_files
+from mmrec_jax.data.corpus import SPLITS
+from mmrec_jax.data.prepare import prepare
+from mmrec_jax.data.sources.sample import sample_texts
+from mmrec_jax.data.token_cache import copy_splits, open_prepared
+from mmrec_jax.data.token_files import TokenReader, TokenWriter
+from mmrec_jax.errors import UserError
+from small_runs import ROOT, config, one_error_line
+
+TEXT = sample_texts(5, 4_000)[0].replace("e", "ğ")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MMREC_CACHE_DIR", str(folder))
+    return folder
+
+
+def text_config(path, **values):
+    return config(**{"data__source": "text", "data__path": str(path), **values})
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def prepared(cfg):
+    """The token files of a config, and what was said."""
+    said = []
+    return prepare(cfg, said.append), said
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# --- files of tokens ---
+
+
+@settings(deadline=None, max_examples=60, database=None)
+@given(
+    st.lists(st.integers(1, 70), max_size=6),
+    st.lists(st.integers(0, 100), min_size=1, max_size=6),
+    st.sampled_from([np.uint16, np.uint32]),
+    st.data(),
+)
+def test_any_stretch_reads_as_it_was_written(lengths, pieces, dtype, data):
+    total = sum(lengths)
+    rng = np.random.default_rng(total)
+    tokens = rng.integers(2, np.iinfo(dtype).max, total).astype(np.int64)
+    starts = np.cumsum([0, *lengths])[:-1]
+    tokens[starts] = 1
+    documents = np.repeat(np.arange(len(lengths)), lengths)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(token_files, "RECORD", 16)
+        patch.setattr(token_files, "FILE", 48)
+        writer = TokenWriter(Path(folder) / "train", np.dtype(dtype), document=1)
+        for piece in np.split(tokens, np.cumsum(pieces)):
+            writer.write(piece)
+        writer.close()
+        assert len(writer.paths) == max(-(-total // 48), 1)
+        reader = TokenReader(writer.paths, np.dtype(dtype), document=1)
+        for _ in range(5):
+            start, stop = sorted(data.draw(st.tuples(*[st.integers(0, total)] * 2)))
+            found = reader.read(start, stop) if start < total else ((), ())
+            np.testing.assert_array_equal(found[0], tokens[start:stop].astype(np.int32))
+            np.testing.assert_array_equal(found[1], documents[start:stop])
+
+
+def test_tokens_of_a_corpus_are_those_of_its_text(cache, tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT[:3000])
+    (tmp_path / "b.txt").write_text(TEXT[3000:])
+    cfg = text_config(tmp_path / "*.txt", data__validation_fraction=0.2, data__test_fraction=0.1)
+    corpus, said = prepared(cfg)
+    assert len(said) == 1
+    assert said[0].startswith(f"prepared {len(TEXT) + 4:,} tokens of 0.0 MB in ")
+    test_start = len(TEXT) - round(0.1 * len(TEXT))
+    cut = test_start - round(0.2 * len(TEXT))
+    expected = {"train": [TEXT[:cut]], "validation": [TEXT[cut:3000], TEXT[3000:test_start]]}
+    expected["test"] = [TEXT[test_start:]]
+    if cut > 3000:
+        expected = {"train": [TEXT[:3000], TEXT[3000:cut]], "validation": [TEXT[cut:test_start]]}
+        expected["test"] = [TEXT[test_start:]]
+    for name, texts in expected.items():
+        split = corpus.splits[name]
+        tokens, documents = split.tokens.read(0, split.counts.tokens)
+        starts = np.flatnonzero(tokens == corpus.tokenizer.document)
+        assert starts.tolist() == np.cumsum([0] + [len(t) + 1 for t in texts])[:-1].tolist()
+        assert [corpus.tokenizer.decode(x) for x in np.split(tokens, starts)[1:]] == texts
+        np.testing.assert_array_equal(documents, np.cumsum(tokens == 1) - 1)
+        num_bytes = sum(len(text.encode()) for text in texts)
+        assert split.counts[:3] == (len(tokens), len(texts), num_bytes)
+    known = set(corpus.tokenizer.characters)
+    assert known == set("".join(expected["train"]))  # the training split alone
+
+
+def test_unknown_characters_are_counted(cache, tmp_path):
+    (tmp_path / "a.txt").write_text("abcd" * 500 + "!?")
+    corpus, _ = prepared(text_config(tmp_path / "a.txt"))
+    assert corpus.tokenizer.characters == tuple("abcd")
+    assert [corpus.splits[name].counts.unknown for name in SPLITS] == [0, 0, 2]
+
+
+# --- the cache ---
+
+
+def test_a_corpus_is_tokenized_once(cache, text_file, tmp_path, monkeypatch):
+    first, _ = prepared(text_config(text_file))
+    before = content(first.folder)
+    packed = tmp_path / "text.txt.gz"
+    packed.write_bytes(gzip.compress(TEXT.encode()))
+    again, said = prepared(text_config(packed))  # the same text in another file
+    assert (again.folder, said) == (first.folder, [])
+    assert content(first.folder) == before
+
+    monkeypatch.setattr("mmrec_jax.data.sources.text_files.read_text", None)  # it is not even read
+    again, said = prepared(text_config(text_file))
+    assert (again.folder, said) == (first.folder, [])
+
+
+def test_another_text_split_tokenizer_or_vocabulary_is_another_entry(cache, text_file):
+    folders = [prepared(text_config(text_file))[0].folder]
+    for change in (
+        {"data__validation_fraction": 0.1},
+        {"data__tokenizer": "byte", "model__vocab_size": 300},
+        {"model__vocab_size": 32},
+        {"data__tokenizer": "bpe", "model__vocab_size": 300},
+        {"data__tokenizer": "bpe", "model__vocab_size": 310},
+    ):
+        folders.append(prepared(text_config(text_file, **change))[0].folder)
+    text_file.write_text(TEXT[:-1] + "!")  # of the same length
+    folders.append(prepared(text_config(text_file))[0].folder)
+    assert len(set(folders)) == 7
+
+
+def test_where_documents_begin_is_part_of_the_content(cache, tmp_path):
+    for name, parts in (("one", [TEXT]), ("two", [TEXT[:999], TEXT[999:]])):
+        (tmp_path / name).mkdir()
+        for i, part in enumerate(parts):
+            (tmp_path / name / f"{i}.txt").write_text(part)
+    one, two = (prepared(text_config(tmp_path / name))[0] for name in ("one", "two"))
+    assert one.folder != two.folder
+    assert [x.splits["train"].counts.documents for x in (one, two)] == [1, 2]
+
+
+def truncate(folder):
+    path = folder / "train-00000.array_record"
+    path.write_bytes(path.read_bytes()[:-10_000])
+
+
+def alter(folder):
+    path = folder / "train-00000.array_record"
+    times, data = path.stat(), bytearray(path.read_bytes())
+    data[np.flatnonzero(data)[-100]] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as if nothing had happened
+
+
+def remove(folder):
+    (folder / "test-00000.array_record").unlink()
+
+
+def change_tokenizer(folder):
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace("a", "A", 3))
+
+
+def cut_index(folder):
+    (folder / "index.json").write_text((folder / "index.json").read_text()[:100])
+
+
+@pytest.mark.parametrize("damage", [truncate, alter, remove, change_tokenizer, cut_index])
+def test_a_damaged_cache_is_found_and_made_anew(cache, text_file, damage):
+    cfg = text_config(text_file)
+    first, _ = prepared(cfg)
+    whole = {k: v for k, v in content(first.folder).items() if k != "index.json"}
+    damage(first.folder)
+    again, said = prepared(cfg)
+    assert len(said) == 2
+    assert said[0].startswith("the cache is damaged: ")
+    assert again.folder == first.folder
+    assert {k: v for k, v in content(again.folder).items() if k != "index.json"} == whole
+    assert prepared(cfg)[1] == []
+
+
+def test_large_files_are_compared_with_their_checksums_when_they_changed(
+    cache, text_file, monkeypatch
+):
+    monkeypatch.setattr(token_cache, "ALWAYS_CHECKED", 0)
+    first, _ = prepared(text_config(text_file))
+    checked = []
+
+    def note(path):
+        checked.append(path.name)
+        return token_files.checksum(path)
+
+    monkeypatch.setattr(token_cache, "checksum", note)
+    assert prepared(text_config(text_file))[1] == []
+    assert checked == []
+    os.utime(first.folder / "test-00000.array_record")
+    assert prepared(text_config(text_file))[1] == []
+    assert checked == ["test-00000.array_record"]
+
+
+def test_held_out_splits_are_copied_whole(cache, text_file, tmp_path):
+    corpus, _ = prepared(text_config(text_file))
+    copy_splits(corpus, ("validation", "test"), tmp_path / "data")
+    shutil.rmtree(cache)
+    copy = open_prepared(tmp_path / "data", check=True)
+    for name in ("validation", "test"):
+        count = copy.splits[name].counts.tokens
+        text = copy.tokenizer.decode(copy.splits[name].tokens.read(0, count)[0])
+        assert text in TEXT
+        assert len(text) == round(0.05 * len(TEXT)) == count - 1
+
+
+# --- processes ---
+
+
+LARGE_TEXT = 9_000_000  # characters: enough for worker processes
+
+
+def prepare_command(text, **env):
+    flags = {
+        "data.source": "text",
+        "data.path": text,
+        "data.tokenizer": "bpe",
+        "model.vocab_size": 600,
+    }
+    return subprocess.Popen(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "mmrec_jax.commands.prepare",
+                f"--config={ROOT}/configs/tiny.py",
+            ),
+            *(f"--config.{key}={value}" for key, value in flags.items()),
+        ],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def large_text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "large.txt"
+    prose = "".join(pydoc_data.topics.topics.values())
+    path.write_text(prose * (LARGE_TEXT // len(prose) + 1))
+    return path
+
+
+def test_killed_or_twice_at_once_the_files_are_those_of_an_undisturbed_run(
+    large_text, cache, tmp_path
+):
+    process = prepare_command(large_text)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("*.partial/train*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert list(cache.glob("*.partial"))
+    assert not list(cache.glob("*/index.json"))
+    while any(Path(f"/proc/{child}").exists() for child in children):  # workers leave as well
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    both = [prepare_command(large_text) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sum("\nprepared " in out for out, _ in outputs) == 1
+    assert sum("another process is preparing this corpus" in out for out, _ in outputs) == 1
+    assert not list(cache.glob("*.partial"))
+
+    other = prepare_command(large_text, MMREC_CACHE_DIR=str(tmp_path / "other"))
+    assert "\nprepared " in other.communicate(timeout=120)[0]
+    entries = [next(folder.glob("text-bpe-*/")) for folder in (cache, tmp_path / "other")]
+    undisturbed, disturbed = [*map(content, entries)]
+    for name in [name for name in undisturbed if name != "index.json"]:
+        assert disturbed[name] == undisturbed[name]
+    counts = json.loads(undisturbed["index.json"])["splits"]["train"]["counts"]
+    assert counts["num_bytes"] >= 0.9 * LARGE_TEXT
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(large_text, cache):
+    process = prepare_command(large_text)
+    deadline = time.monotonic() + 60
+    while not list(cache.glob("*.partial/train*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    line = one_error_line(subprocess.CompletedProcess([], process.returncode, out, err))
+    assert (process.returncode, line) == (130, "error: interrupted")
+    assert not list(cache.glob("*.partial"))
+
+
+# --- what cannot be written ---
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(large_text, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount")
+    try:
+        process = prepare_command(large_text, MMREC_CACHE_DIR=str(disk))
+        out, err = process.communicate(timeout=120)
+        line = one_error_line(subprocess.CompletedProcess([], process.returncode, out, err))
+        assert "no space left on the disk of the cache" in line
+        assert "MMREC_CACHE_DIR" in line
+        assert not list(disk.glob("*.partial"))
+        assert not list(disk.glob("*/index.json"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def as_nobody():
+    """Without the rights of root, which may write anywhere."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+@pytest.fixture
+def read_only_cache(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        root = Path(folder) / "cache"
+        monkeypatch.setenv("MMREC_CACHE_DIR", str(root))
+        prepare(config(), lambda _: None)
+        for path in root.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        root.chmod(0o555)
+        yield root
+        root.chmod(0o755)
+
+
+def test_a_read_only_cache_is_read_and_not_written(read_only_cache, as_nobody):
+    corpus, said = prepared(config())
+    assert (corpus.folder.parent, said) == (read_only_cache, [])
+    other = config(data__validation_fraction=0.1)
+    with pytest.raises(UserError, match=r"cache .* cannot be written: Permission denied; .*CACHE"):
+        prepare(dataclasses.replace(other))
+
+
+def test_a_cache_that_cannot_be_made_is_said(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MMREC_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory"):
+        prepare(config())

@@ -1,0 +1,142 @@
+"""The plan of a run: against the model's own program, the compiler, and models really made."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+from configs import base, large, medium, mini, mmrec_7b, small, tiny
+from mmrec_jax.config import from_mapping
+from mmrec_jax.data.batches import Batch
+from mmrec_jax.errors import UserError
+from mmrec_jax.learning.cost import count_flops, count_memory, count_parameters
+from mmrec_jax.learning.optimizer import make_optimizer
+from mmrec_jax.learning.step import init_train_state, make_train_step
+from mmrec_jax.model.params import init_params, model_graph
+from mmrec_jax.report.plan import print_plan
+from small_runs import ROOT, config, run
+
+SIZES = {  # of the ladder: V, D, L, H
+    tiny: (5_000, 128, 4, 4),
+    mini: (10_000, 256, 6, 4),
+    small: (20_000, 512, 8, 8),
+    base: (32_000, 1_024, 12, 8),
+    medium: (32_000, 2_048, 16, 16),
+    large: (32_000, 3_072, 20, 24),
+    mmrec_7b: (32_000, 4_096, 24, 32),
+}
+
+
+def products(jaxpr) -> int:
+    """FLOPs of the products of matrices of a program, those in loops as often as they run.
+
+    A product with a vector of ones is a sum (of a bias's gradient), and not counted.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        shapes = [factor.aval.shape for factor in equation.invars[:2]]
+        if equation.primitive.name == "dot_general" and min(map(len, shapes)) > 1:
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = shapes[0]
+            length = math.prod(left[axis] for axis in contracted)
+            total += 2 * length * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    total += times * products(inner)
+    return total
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model__use_uboo": True, "model__use_dpg": True, "model__saliency_queries": 5},
+        {"model__remat": True, "model__use_uboo": True},
+        {"model__long_term": 0, "model__num_layers": 3},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_flops_are_those_of_the_program(changes):
+    cfg = config(**changes)
+    graph = model_graph(cfg.model)
+    params = jax.eval_shape(lambda: init_params(cfg.model, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((3, cfg.train.seq_len), jnp.int32)
+
+    def loss(params, tokens, key):
+        output = nnx.merge(graph, params)(tokens, tokens, None, key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, tokens)
+        return losses.mean() + output.aux.saliency + output.aux.uboo
+
+    forward = jax.make_jaxpr(lambda p, t: loss(p, t, None))(params, tokens)
+    training = jax.make_jaxpr(lambda p, t: jax.grad(loss)(p, t, jax.random.key(0)))(params, tokens)
+    flops = count_flops(cfg)
+    assert sum(flops.forward.values()) == products(forward.jaxpr) / tokens.size
+    assert flops.training == products(training.jaxpr) / tokens.size
+
+
+def test_memory_is_what_the_compiler_asks_for():
+    cfg = config(
+        model__dim=64,
+        model__num_layers=3,
+        train__seq_len=256,
+        train__batch_size=8,
+        train__accumulate_steps=2,
+    )
+    optimizer = make_optimizer(cfg.train, optax.constant_schedule(0.0))
+    state = jax.eval_shape(lambda: init_train_state(cfg, optimizer, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((8, 256), jnp.int32)
+    weights = jax.ShapeDtypeStruct((8, 256), jnp.float32)
+    batch = Batch(tokens, tokens, tokens, weights, jax.ShapeDtypeStruct((8,), bool))
+    compiled = make_train_step(cfg, optimizer).lower(state, batch).compile().memory_analysis()
+    memory = count_memory(cfg)
+    of_state = memory.parameters + memory.optimizer
+    inputs = sum(x.size * x.dtype.itemsize for x in batch)
+    assert compiled.argument_size_in_bytes == pytest.approx(of_state + inputs, rel=0.01)
+    assert compiled.temp_size_in_bytes == pytest.approx(memory.activations, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "size", [tiny, *(pytest.param(size, marks=pytest.mark.slow) for size in (mini, small))]
+)
+def test_parameters_are_those_of_a_model_that_is_made(size):
+    cfg = from_mapping(size.get_config())
+    params = init_params(cfg.model, jax.random.key(0))
+    assert sum(count_parameters(cfg.model).values()) == sum(x.size for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_the_shape_of_the_ladder(size):
+    model = from_mapping(size.get_config()).model
+    shape = model.vocab_size, model.dim, model.num_layers, model.num_heads
+    assert shape == SIZES[size]
+    assert model.use_dpg == (model.dim >= 2_048)
+    assert model.use_uboo == (model.dim >= 3_072)
+
+
+def test_the_largest_is_planned_without_being_made(tmp_path):
+    flags = ["--dry_run", "--devices=32", "--tokens=2e11", "--flops=4e14"]
+    result = run("train.py", f"--config={ROOT / 'configs/mmrec_7b.py'}", *flags, cache=tmp_path)
+    assert result.returncode == 0, result.stderr
+    cfg = from_mapping(mmrec_7b.get_config())
+    days = 2e11 * count_flops(cfg).training / (32 * 4e14) / 86_400
+    assert f"{sum(count_parameters(cfg.model).values()):,} parameters" in result.stdout
+    assert f"{days:,.2f} days" in result.stdout
+    assert not (ROOT / "runs/mmrec_7b").exists()
+
+
+def test_memory_is_divided_among_devices(capsys):
+    cfg = config(train__batch_size=8, train__num_tokens=1_000)
+    print_plan(cfg, devices=4, tokens=0, flops_per_second=0)
+    printed = capsys.readouterr().out
+    assert "1,024 tokens" in printed  # whole steps
+    line = next(line for line in printed.splitlines() if "activations" in line)
+    total, of_one = (float(x) for x in line.split()[1:])
+    assert of_one == pytest.approx(total / 4, abs=0.001)
+    with pytest.raises(UserError, match=r"train.batch_size 8 is not divisible by --devices=3"):
+        print_plan(cfg, devices=3, tokens=0, flops_per_second=0)

@@ -1,0 +1,131 @@
+"""The learning rate of each step, weight decay and clipping."""
+
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from configs import tiny
+from mmrec_jax.config import from_mapping
+from mmrec_jax.errors import UserError
+from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+from small_runs import config
+
+TINY = from_mapping(tiny.get_config()).train
+TINY_STEPS = 378
+
+
+def expected_rate(train, total_steps, step):
+    if step < train.warmup_steps:
+        done = step / train.warmup_steps
+        return train.initial_learning_rate * (1 - done) + train.learning_rate * done
+    done = (step - train.warmup_steps) / (total_steps - train.warmup_steps)
+    low, high = train.final_learning_rate, train.learning_rate
+    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"), [(1, 3.27e-5), (126, 2.94e-4), (253, 1.44e-4), (262, 1.30e-4)]
+)
+def test_the_rates_of_the_tiny_config(step, rate):
+    schedule = learning_rate_schedule(TINY, TINY_STEPS)
+    assert float(f"{float(schedule(step)):.2e}") == rate
+
+
+@pytest.mark.parametrize(
+    ("changes", "total_steps"),
+    [
+        ({"train__warmup_steps": 100}, 378),
+        ({"train__warmup_steps": 0}, 50),
+        ({"train__warmup_steps": 9, "train__final_learning_rate": 0.0}, 10),
+        ({"train__initial_learning_rate": 1e-2, "train__final_learning_rate": 2e-2}, 30),
+        ({"train__learning_rate": 0.0, "train__initial_learning_rate": 0.0}, 30),
+    ],
+    ids=str,
+)
+def test_the_schedule_is_linear_then_a_cosine(changes, total_steps):
+    train = config(**changes).train
+    schedule = learning_rate_schedule(train, total_steps)
+    steps = range(0, total_steps + 1, 1 + total_steps // 60)
+    actual = [float(schedule(step)) for step in (*steps, total_steps)]
+    expected = [expected_rate(train, total_steps, step) for step in (*steps, total_steps)]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("warmup_steps", [20, 21])
+def test_a_warm_up_as_long_as_the_training_is_refused(warmup_steps):
+    train = config(train__warmup_steps=warmup_steps).train
+    with pytest.raises(UserError, match=f"train.warmup_steps is {warmup_steps}.* only 20 steps"):
+        learning_rate_schedule(train, 20)
+    learning_rate_schedule(train, 22)
+
+
+def updates_of(train, params, *gradients, rate=0.1):
+    """The update that each of some gradients leads to, one after the other."""
+    optimizer = make_optimizer(train, rate if callable(rate) else lambda _: rate)
+    state, updates = optimizer.init(params), []
+    for gradient in gradients:
+        update, state = optimizer.update(gradient, state, params)
+        updates.append(update)
+    return updates
+
+
+def test_step_n_is_taken_at_the_rate_after_n_minus_1_steps():
+    train = config(train__weight_decay=0.0, train__clip_norm=1e9).train
+    schedule = learning_rate_schedule(train, 20)
+    gradient = np.full(3, 2.0, np.float32)
+    updates = updates_of(train, gradient, *[gradient] * 20, rate=schedule)
+    for step, update in enumerate(updates):  # of a constant gradient Adam takes but the sign
+        np.testing.assert_allclose(update, -expected_rate(train, 20, step), rtol=1e-4)
+
+
+def test_weight_decay_shrinks_matrices_and_leaves_vectors():
+    train = config(train__weight_decay=0.3).train
+    params = {
+        "vector": np.linspace(1, 2, 4, dtype=np.float32),
+        "matrix": np.linspace(1, 2, 6, dtype=np.float32).reshape(2, 3),
+        "scalar": np.float32(2),
+        "tensor": np.linspace(1, 2, 8, dtype=np.float32).reshape(2, 2, 2),
+    }
+    zeros = jax.tree.map(np.zeros_like, params)
+    (update,) = updates_of(train, params, zeros, rate=0.1)
+    for name in ("vector", "scalar"):
+        np.testing.assert_array_equal(update[name], zeros[name])
+    for name in ("matrix", "tensor"):
+        np.testing.assert_allclose(update[name], -0.1 * 0.3 * params[name], rtol=1e-6)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    # Adam's first update is the same for a gradient of any length, so that clipping shows in the
+    # second: the longer the first gradient was, the less the second counts.
+    params = {"a": np.zeros(3, np.float32), "b": np.zeros((2, 2), np.float32)}
+    rng = np.random.default_rng(0)
+    huge = {"a": 1e4 * rng.standard_normal(3), "b": rng.standard_normal((2, 2))}
+    norm = optax.tree.norm(huge)
+    small = {"a": 0.3 * rng.standard_normal(3), "b": 0.3 * rng.standard_normal((2, 2))}
+    huge, small = jax.tree.map(np.float32, (huge, small))
+    cut = jax.tree.map(lambda x: np.float32(2 * x / norm), huge)  # to a global norm of 2
+
+    def second(first, clip_norm):
+        train = config(train__weight_decay=0.0, train__clip_norm=clip_norm).train
+        return np.concatenate(
+            [np.ravel(x) for x in jax.tree.leaves(updates_of(train, params, first, small)[1])]
+        )
+
+    np.testing.assert_allclose(second(huge, 2.0), second(cut, 1e9), rtol=1e-4)
+    assert np.abs(second(huge, 1e9) - second(cut, 1e9)).max() > 0.01
+    # Shorter ones are left alone.
+    np.testing.assert_allclose(second(small, 2.0), second(small, 1e9), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["b1", "b2"])
+def test_the_moments_decay_as_configured(name):
+    first, second = np.float32([1.0]), np.float32([-0.5])
+    train = config(train__weight_decay=0.0, **{f"train__{name}": 0.6}).train
+    m = train.b1 * (1 - train.b1) * 1.0 + (1 - train.b1) * -0.5
+    v = train.b2 * (1 - train.b2) * 1.0 + (1 - train.b2) * 0.25
+    expected = -0.1 * (m / (1 - train.b1**2)) / math.sqrt(v / (1 - train.b2**2))
+    update = updates_of(train, first, first, second)[1]
+    np.testing.assert_allclose(update, [expected], rtol=1e-4)

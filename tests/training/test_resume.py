@@ -1,0 +1,212 @@
+"""A run that is killed, stopped or damaged, and goes on."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mmrec_jax.data.dataset import load_dataset
+from mmrec_jax.learning.evaluate import evaluate
+from mmrec_jax.learning.step import init_train_state
+from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.training.loop import Trainer
+from small_runs import (
+    command,
+    environment,
+    final_params,
+    one_error_line,
+    run,
+    train_flags,
+)
+
+LOG = {"train__log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def start(workdir: Path, cache: Path, **overrides) -> subprocess.Popen:
+    return subprocess.Popen(
+        command("train.py", *train_flags(workdir, **LOG, **overrides)),
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    for line in process.stdout:
+        if line.startswith(f"step {step}/"):
+            return
+    pytest.fail(f"ended before step {step}: {process.stderr.read()}")
+
+
+def kill_at_step(workdir: Path, cache: Path, step: int, **overrides) -> None:
+    process = start(workdir, cache, **overrides)
+    wait_for_step(process, step)
+    process.kill()
+    process.wait()
+
+
+def kill_while_saving(workdir: Path, cache: Path) -> None:
+    """Kills while a half-written checkpoint lies in the folder."""
+    process = start(workdir, cache)
+    checkpoints = workdir / "checkpoints"
+    while process.poll() is None:
+        half_written = list(checkpoints.glob("*orbax-checkpoint-tmp*"))
+        if half_written:
+            process.kill()
+            process.wait()
+            assert any(path.exists() for path in half_written), "saved faster than it was killed"
+            return
+        time.sleep(0.001)
+    pytest.fail(f"never saved: {process.stderr.read()}")
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    names = (path.name for path in (workdir / "checkpoints").iterdir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def resumed_from(result: subprocess.CompletedProcess) -> int:
+    return int(re.search(r"resuming from step (\d+)", result.stdout)[1])
+
+
+def losses(workdir: Path) -> list[tuple]:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [
+        (line["kind"], line["step"], line["loss"])
+        for line in lines
+        if line["kind"] in ("train", "evaluation")
+    ]
+
+
+def test_kills_at_any_time_change_no_bit(undisturbed, cache, tmp_path):
+    workdir = tmp_path / "run"
+    kill_at_step(workdir, cache, 7)  # before any checkpoint
+    kill_while_saving(workdir, cache)
+    kill_at_step(workdir, cache, 29)  # between two checkpoints
+    kill_at_step(workdir, cache, 47)
+    result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert resumed_from(result) in (31, 40)  # 40 may still have been in the writing
+    for one, other in zip(final_params(undisturbed), final_params(workdir), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert losses(workdir) == losses(undisturbed)
+
+
+def last_state(opened, trainer):
+    """All of the last checkpoint: parameters, the optimizer's state and memory."""
+    like = init_train_state(opened.config, trainer.optimizer, jax.random.key(1))
+    state, progress = opened.checkpoints.restore_newest(like, pytest.fail)
+    assert progress["finished"]
+    assert int(state.step) == trainer.total_steps
+    return state
+
+
+@pytest.mark.usefixtures("quick_compiling")
+def test_a_kill_changes_no_bit_of_a_run_that_carries_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles sooner
+    changes = {"train__carry_memory": True, "data__sample_chars": 4000}  # 62 steps an epoch
+    undisturbed, killed, cache = (tmp_path / name for name in ("undisturbed", "killed", "cache"))
+    assert run("train.py", *train_flags(undisturbed, **LOG, **changes), cache=cache).returncode == 0
+    kill_at_step(killed, cache, 50, **changes)  # 20 is saved, 40 may be
+    result = run("train.py", *train_flags(killed, **LOG, **changes), cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert resumed_from(result) in (20, 40)
+    assert losses(killed) == losses(undisturbed)
+    opened = open_run(undisturbed)
+    trainer = Trainer(opened.config, undisturbed, load_dataset(opened.config))
+    expected = last_state(opened, trainer)
+    assert all(np.any(layer.h) for layer in expected.memory.layers)
+    actual = last_state(open_run(killed), trainer)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+    # Validation reads on from window to window as well.
+    carried, fresh = (
+        evaluate(
+            trainer.eval_step, expected.params, opened.split("validation"), opened.config, carry
+        ).loss
+        for carry in (True, False)
+    )
+    kind, _, logged = losses(undisturbed)[-1]
+    assert kind == "evaluation"
+    assert logged == pytest.approx(carried, rel=1e-5)
+    assert abs(carried - fresh) > 1e-4
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_the_step_it_came_in(undisturbed, cache, tmp_path, signal_number):
+    workdir = tmp_path / "run"
+    process = start(workdir, cache)
+    wait_for_step(process, 25)
+    process.send_signal(signal_number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal_number
+    assert "Traceback" not in errors
+    saved = int(output.split("saved step ")[1].split(";")[0])
+    assert saved >= 25
+    result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
+    assert f"resuming from step {saved}" in result.stdout
+    for one, other in zip(final_params(undisturbed), final_params(workdir), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_finished_run_does_nothing(undisturbed, cache):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    result = run("train.py", *train_flags(undisturbed, **LOG), cache=cache)
+    assert result.returncode == 0
+    assert "has finished at step 62" in result.stdout
+    assert "nothing to do" in result.stdout
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_unreadable_checkpoint_falls_back_to_the_one_before(undisturbed, cache, tmp_path):
+    workdir = tmp_path / "run"
+    kill_at_step(workdir, cache, 55)
+    steps = saved_steps(workdir)
+    for path in (workdir / "checkpoints" / str(steps[-1])).glob("params/**/d/*"):
+        path.write_bytes(path.read_bytes()[:10])
+    result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert f"checkpoint {steps[-1]} cannot be read" in result.stdout
+    assert resumed_from(result) == steps[-2]
+    assert (workdir / "unreadable_checkpoints" / f"{steps[-1]}-0").is_dir()
+    for one, other in zip(final_params(undisturbed), final_params(workdir), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_full_disk_gives_one_line_and_loses_nothing(undisturbed, cache, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        flags = train_flags(disk / "run", **LOG)
+        line = one_error_line(run("train.py", *flags, cache=cache))
+        assert "No space left on device" in line
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        result = run("train.py", *flags, cache=cache)
+        assert result.returncode == 0, result.stderr
+        for one, other in zip(final_params(undisturbed), final_params(disk / "run"), strict=True):
+            np.testing.assert_array_equal(one, other)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
