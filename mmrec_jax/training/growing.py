@@ -14,11 +14,12 @@ from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.dataset import Dataset, Split
 from mmrec_jax.data.tokenizers import SubwordTokenizer, Tokenizer
 from mmrec_jax.errors import UserError
-from mmrec_jax.evaluation import EvalResult, evaluate, restore_params
+from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
+from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer, slower_where
+from mmrec_jax.learning.step import TrainState, init_train_state
 from mmrec_jax.model.growth import check_growth, grow, grow_moments, is_old
-from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer, slower_where
-from mmrec_jax.training.step import Params, TrainState, init_train_state, make_eval_step
-from mmrec_jax.workdir import Run, open_run
+from mmrec_jax.model.params import Params
+from mmrec_jax.runs.workdir import Run, open_run
 
 
 class Source(NamedTuple):
@@ -78,7 +79,7 @@ def grown_state(
     key = jax.random.key(config.train.seed)
     of_source = parents(source.run.tokenizer, tokenizer, old.vocab_size, new.vocab_size)
     params = grow(
-        restore_params(source.run, source.step),
+        source.run.params(source.step),
         old,
         new,
         key,
@@ -101,10 +102,11 @@ def grown_state(
     return state._replace(opt_state=opt_state)
 
 
-def old_parameters(config: Config) -> Params:
-    """Which parameters a grown model had from its source: a tree like them, bool."""
+def slower_old_part(config: Config) -> optax.GradientTransformation:
+    """Multiplies the updates of what a grown model has from its source by `growth.old_rate`."""
     source = open_run(Path(config.init_from)).config.model
-    return is_old(source, config.model, config.growth.placement)
+    old = is_old(source, config.model, config.growth.placement)
+    return slower_where(old, config.growth.old_rate)
 
 
 def _restore_opt_state(source: Source) -> optax.OptState:
@@ -145,7 +147,7 @@ def compare(source: Source, config: Config, params: Params, dataset: Dataset) ->
 
     same_tokens = run.tokenizer.tokens == dataset.tokenizer.tokens
     split = dataset.validation if same_tokens else run.split("validation")
-    rows = {"source": measure(old, restore_params(run, source.step), split)}
+    rows = {"source": measure(old, run.params(source.step), split)}
     start = measure(new, params, dataset.validation)
     if new.vocab_size > old.vocab_size:
         model = dataclasses.replace(new, vocab_size=old.vocab_size)

@@ -1,64 +1,148 @@
-"""The training loop: steps, evaluations, checkpoints, and a clean end whatever happens."""
+"""The training loop: get a batch, take a step, call the hooks."""
 
 import contextlib
-import dataclasses
-import math
-import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import optax
 
-from mmrec_jax import workdir as workdirs
 from mmrec_jax.config import Config
+from mmrec_jax.data.batches import Batches, Host, prefetched, training_batches
 from mmrec_jax.data.dataset import Dataset, load_dataset
-from mmrec_jax.data.stream import Host, prefetched, training_batches
 from mmrec_jax.errors import UserError
-from mmrec_jax.evaluation import EvalResult, evaluate
-from mmrec_jax.plan import count_parameters
-from mmrec_jax.provenance import provenance
-from mmrec_jax.report.page import write_report
-from mmrec_jax.training.checkpoints import Checkpoints, is_better
+from mmrec_jax.learning.cost import count_parameters
+from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
+from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.learning.step import TrainState, init_train_state, make_train_step
+from mmrec_jax.runs import workdir as workdirs
+from mmrec_jax.runs.checkpoints import Checkpoints
+from mmrec_jax.runs.metrics import MetricsWriter, read_metrics
+from mmrec_jax.runs.provenance import provenance
+from mmrec_jax.training import hooks
 from mmrec_jax.training.display import SHOWN_EPOCHS, Display
-from mmrec_jax.training.growing import Source, compare, grown_state, old_parameters, open_source
-from mmrec_jax.training.metrics import EpochStats, MetricsWriter, read_metrics
-from mmrec_jax.training.optimizer import learning_rate_schedule, make_optimizer, slower_where
-from mmrec_jax.training.profiling import Profiler
-from mmrec_jax.training.signals import Interrupted, StopSignals
-from mmrec_jax.training.step import init_train_state, make_eval_step, make_train_step
+from mmrec_jax.training.growing import Source, compare, grown_state, open_source, slower_old_part
+from mmrec_jax.training.hooks import Due, Hook, Journal, Moment, Timetable
+from mmrec_jax.training.profiling import Profile
+from mmrec_jax.training.progress import Progress
+from mmrec_jax.training.signals import StopSignals
 
 
-@dataclasses.dataclass
-class Progress:
-    """What of a run is not in its training state. Saved with each checkpoint."""
+class Run(NamedTuple):
+    """What a run is, made from its config before anything is written."""
 
-    stats: EpochStats
-    best_loss: float | None = None
-    best_step: int = 0
-    evaluations_without_improvement: int = 0
-    finished: str = ""  # why the run has ended; empty while it has not
-
-    def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Progress":
-        return cls(**{**values, "stats": EpochStats(**values["stats"])})
+    config: Config
+    path: Path  # the workdir
+    dataset: Dataset
+    batches: Batches
+    total_steps: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    source: Source | None  # what the model grows from where there is no checkpoint yet
 
 
-def train(config: Config, path: Path, report: bool = False, profile: bool = False) -> None:
+def train(config: Config, path: Path, profile: bool = False) -> bool:
     """Trains a model in a workdir, from where an earlier call left off if there was one.
 
     Args:
         config: of the run.
         path: the workdir.
-        report: whether to write report.html when training has ended.
         profile: whether to record a few steps as a trace, in the folder `profile` of the workdir.
+
+    Returns:
+        Whether there was anything to do: false where an earlier call had trained to the end.
 
     Raises:
         UserError: bad input, a workdir of another run, a loss that is not finite, a full disk.
         Interrupted: SIGTERM or Ctrl-C, after the state was saved.
+    """
+    run = _plan_run(config, path)
+    workdirs.prepare(path, config, run.dataset)
+    with workdirs.locked(path), StopSignals() as signals:
+        checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
+        state, progress, is_new = _start(run, checkpoints)
+        if progress.finished:
+            print(
+                f"{path} has finished at step {state.step} ({progress.finished}): nothing to do. "
+                f"Best validation loss {progress.best}. To train anew, name another --workdir."
+            )
+            return False
+        _introduce(run, state)
+        with _journal(run, int(state.step), progress, checkpoints, is_new) as journal:
+            if is_new and run.source is not None:
+                _evaluate_start(run, state, journal)
+            _train(run, state, journal, signals, profile)
+            checkpoints.wait()
+    print(f"finished: {progress.finished}")
+    print(f"best validation loss {progress.best}")
+    print(f"evaluate it with: python eval.py --workdir={path}")
+    return True
+
+
+def _train(
+    run: Run, state: TrainState, journal: Journal, signals: StopSignals, profile: bool
+) -> None:
+    """The loop itself, until the run has finished or is interrupted."""
+    train, first_step = run.config.train, int(state.step)
+    train_step = make_train_step(run.config, run.optimizer)
+    train_step = train_step.lower(state, run.batches[first_step]).compile()
+    timetable = Timetable(
+        run.total_steps, run.batches.steps_per_epoch, train.eval_every, train.checkpoint_every
+    )
+    profiling = Profile(run.path / "profile", first_step, journal.display.say)
+    after_step = [*([profiling] if profile else []), *_hooks(run, journal)]
+    batches = prefetched(run.batches, first_step, run.total_steps)
+    try:
+        for step in range(first_step + 1, run.total_steps + 1):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
+            state, metrics = train_step(state, batch)
+            due = timetable.due(step, stop=signals.received)
+            moment = Moment(step, state, due, metrics, waited)
+            for hook in after_step:
+                hook(moment)
+            if journal.progress.finished:
+                return
+    finally:
+        profiling.close()
+
+
+def _hooks(run: Run, journal: Journal) -> list[Hook]:
+    """What happens after a step, in this order."""
+    train = run.config.train
+    step_tokens = train.step_tokens
+    eval_step = make_eval_step(run.config.model)
+    all_of = f"{run.total_steps:,} steps" if train.fixed_steps else "epochs"
+
+    def evaluation(state: TrainState) -> EvalResult:
+        validation = run.dataset.validation
+        return evaluate(eval_step, state.params, validation, run.config, train.carry_memory)
+
+    numbers = hooks.FetchNumbers()
+    return [
+        numbers,
+        hooks.StopIfNotFinite(journal),
+        hooks.CountSteps(journal),
+        hooks.LogSteps(journal, run.schedule, step_tokens),
+        hooks.Evaluate(evaluation),
+        hooks.KeepBest(journal),
+        hooks.StopEarly(journal, train.patience, train.min_improvement),
+        hooks.EndEpoch(journal, step_tokens),
+        hooks.Finish(journal, all_of),
+        hooks.SaveCheckpoint(journal),
+        hooks.StopOnSignal(journal),
+        numbers.restart_clock,
+    ]
+
+
+def _plan_run(config: Config, path: Path) -> Run:
+    """All that a run needs. Whatever is wrong with the config or the corpus shows here.
+
+    Raises:
+        UserError: something is wrong.
     """
     if jax.process_count() > 1:
         raise UserError("training runs on one host so far; the data is ready for several")
@@ -67,281 +151,86 @@ def train(config: Config, path: Path, report: bool = False, profile: bool = Fals
     source = None
     if config.init_from and not workdirs.has_checkpoints(path):
         source = open_source(config, dataset.tokenizer)
-    trainer = Trainer(config, path, dataset, source, profile)
-    workdirs.prepare(path, config, dataset)
-    with workdirs.locked(path), StopSignals() as signals:
-        checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
-        ended = trainer.run(checkpoints, signals)
-    if ended and report:
-        print(f"report: {write_report(path)}")
+    batches = training_batches(dataset.train, config, Host(0, 1))
+    total_steps = config.train.fixed_steps or config.train.num_epochs * batches.steps_per_epoch
+    schedule = learning_rate_schedule(config.train, total_steps)
+    optimizer = make_optimizer(config.train, schedule)
+    if config.init_from and config.growth.old_rate != 1:
+        optimizer = optax.chain(optimizer, slower_old_part(config))
+    return Run(config, path, dataset, batches, total_steps, schedule, optimizer, source)
 
 
-class Trainer:
-    """One run of the loop."""
+def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
+    """State and progress to go on from, and whether the run is new."""
+    config = run.config
+    if run.source is not None:
+        state = grown_state(run.source, config, run.dataset.tokenizer, run.optimizer)
+    else:
+        state = init_train_state(config, run.optimizer, jax.random.key(config.train.seed))
+    restored = checkpoints.restore_newest(state, warn=print)
+    if restored is None:
+        return state, Progress(), True
+    state, progress = restored
+    return state, Progress.from_dict(progress), False
 
-    def __init__(
-        self,
-        config: Config,
-        path: Path,
-        dataset: Dataset,
-        source: Source | None = None,
-        profile: bool = False,
-    ):
-        """`source`: what the model grows from where there is no checkpoint yet; None: nothing."""
-        self.config, self.path, self.dataset, self.source = config, path, dataset, source
-        self.profile = profile
-        train = config.train
-        host = Host(jax.process_index(), jax.process_count())
-        self.batches = training_batches(dataset.train, config, host)
-        self.step_tokens = train.step_tokens
-        self.total_steps = train.fixed_steps or train.num_epochs * self.batches.steps_per_epoch
-        self.schedule = learning_rate_schedule(train, self.total_steps)
-        self.optimizer = make_optimizer(train, self.schedule)
-        if config.init_from and config.growth.old_rate != 1:
-            self.optimizer = optax.chain(
-                self.optimizer, slower_where(old_parameters(config), config.growth.old_rate)
-            )
-        self.eval_step = make_eval_step(config.model)
 
-    def run(self, checkpoints: Checkpoints, signals: StopSignals) -> bool:
-        """Trains to the end; false where that had been reached before."""
-        self.checkpoints, self.signals = checkpoints, signals
-        self.progress = Progress(EpochStats())
-        state = self._start()
-        restored = self.checkpoints.restore_newest(state, warn=print)
-        if restored is not None:
-            state, progress = restored
-            self.progress = Progress.from_dict(progress)
-        first_step = int(state.step)
-        if self.progress.finished:
-            print(
-                f"{self.path} has finished at step {first_step} ({self.progress.finished}): "
-                f"nothing to do. Best validation loss {_number(self.progress.best_loss)} at step "
-                f"{self.progress.best_step}. To train anew, name another --workdir."
-            )
-            return False
+def _evaluate_start(run: Run, state: TrainState, journal: Journal) -> None:
+    """Shows what growth has kept, and saves it: the source is not needed from here on."""
+    start = compare(run.source, run.config, state.params, run.dataset)
+    moment = Moment(0, state, Due(checkpoint=True), evaluation=start)
+    hooks.KeepBest(journal)(moment)
+    hooks.SaveCheckpoint(journal)(moment)
 
-        self._introduce(state, first_step)
-        train_step = make_train_step(self.config, self.optimizer)
-        train_step = train_step.lower(state, self.batches[first_step]).compile()
-        self.profiler = Profiler(self.path / "profile" if self.profile else None, first_step)
-        self.metrics = MetricsWriter(self.path, -1 if restored is None else first_step)
-        epochs = read_metrics(self.path, "epoch")
-        self.display = Display(
-            self.total_steps, first_step, self.config.train.log_every, epochs[-SHOWN_EPOCHS:]
-        )
-        try:
-            self._log_start(first_step)
-            if self.source is not None:
-                self._evaluate_start(state)
-            self._loop(train_step, state, first_step)
-            self.checkpoints.wait()
-            self.metrics.flush()
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.path}: {error.strerror}; put it right and run the same "
-                "command again"
-            ) from error
-        finally:
-            self.display.close()
-            self.profiler.close()
-            with contextlib.suppress(OSError):  # the disk is still full
-                self.metrics.close()
-        self._conclude()
-        return True
 
-    def _start(self):
-        """The state before the first step."""
-        if self.source is not None:
-            return grown_state(self.source, self.config, self.dataset.tokenizer, self.optimizer)
-        return init_train_state(self.config, self.optimizer, jax.random.key(self.config.train.seed))
+def _introduce(run: Run, state: TrainState) -> None:
+    config, train, first_step = run.config, run.config.train, int(state.step)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    epoch_tokens = train.step_tokens * run.batches.steps_per_epoch
+    epochs = run.total_steps / run.batches.steps_per_epoch
+    print(
+        f"{config.name}: {parameters:,} parameters on {jax.devices()[0].device_kind} "
+        f"(jax {jax.__version__})"
+    )
+    print(
+        f"{epoch_tokens:,} training tokens per epoch; {run.dataset.tokenizer.vocab_size:,} of "
+        f"{config.model.vocab_size:,} token ids in use; {run.total_steps:,} steps of "
+        f"{train.batch_size} x {train.seq_len} tokens in {epochs:.4g} epochs"
+    )
+    where = f"resuming from step {first_step} of" if first_step else "training in"
+    print(f"{where} {run.path}", flush=True)
 
-    def _evaluate_start(self, state) -> None:
-        """Shows what growth has kept, and saves it: the source is not needed from here on."""
-        start = compare(self.source, self.config, state.params, self.dataset)
-        best_loss = start.loss if self._judge(0, start) else None
-        self.metrics.flush()
-        self.checkpoints.save(0, state, self.progress.to_dict(), best_loss)
 
-    def _log_start(self, first_step: int) -> None:
-        self.metrics.write(
+@contextlib.contextmanager
+def _journal(
+    run: Run, first_step: int, progress: Progress, checkpoints: Checkpoints, is_new: bool
+) -> Iterator[Journal]:
+    """Opens metrics and display.
+
+    Raises:
+        UserError: something cannot be written meanwhile.
+    """
+    metrics = MetricsWriter(run.path, -1 if is_new else first_step)
+    epochs = read_metrics(run.path, "epoch")[-SHOWN_EPOCHS:]
+    display = Display(run.total_steps, first_step, run.config.train.log_every, epochs)
+    try:
+        metrics.write(
             "event",
             first_step,
             event="resumed" if first_step else "started",
             time=time.time(),
-            total_steps=self.total_steps,
-            steps_per_epoch=self.batches.steps_per_epoch,
-            parameters=sum(count_parameters(self.config.model).values()),
+            total_steps=run.total_steps,
+            steps_per_epoch=run.batches.steps_per_epoch,
+            parameters=sum(count_parameters(run.config.model).values()),
             **provenance(),
         )
-
-    def _introduce(self, state, first_step: int) -> None:
-        parameters = sum(x.size for x in jax.tree.leaves(state.params))
-        train = self.config.train
-        print(
-            f"{self.config.name}: {parameters:,} parameters on {jax.devices()[0].device_kind} "
-            f"(jax {jax.__version__})"
-        )
-        length = f"{train.num_epochs} epochs"
-        if train.fixed_steps:
-            length = f"{self.total_steps / self.batches.steps_per_epoch:.2f} epochs"
-        print(
-            f"{self.step_tokens * self.batches.steps_per_epoch:,} training tokens an epoch, "
-            f"{self.dataset.tokenizer.vocab_size:,} of {self.config.model.vocab_size:,} token ids "
-            f"used; {self.total_steps:,} steps of {train.batch_size} x {train.seq_len} tokens in "
-            f"{length}"
-        )
-        where = f"resuming from step {first_step} of" if first_step else "training in"
-        print(f"{where} {self.path}", flush=True)
-
-    def _loop(self, train_step, state, first_step: int) -> None:
-        """Runs the steps. Metrics of step n are fetched while step n + 1 runs."""
-        train, pending = self.config.train, None
-        self._clock = time.perf_counter()
-        batches = prefetched(self.batches, first_step, self.total_steps)
-        for step in range(first_step + 1, self.total_steps + 1):
-            asked = time.perf_counter()
-            batch = next(batches)
-            data_seconds = time.perf_counter() - asked
-            self.profiler.before(step - 1)
-            state, metrics = train_step(state, batch)
-            for line in self.profiler.after(step, metrics):
-                self.display.say(line)
-            if pending is not None:
-                self._record(*pending)
-            pending = (step, metrics, data_seconds)
-            last = step == self.total_steps
-            epoch_ends = last or step % self.batches.steps_per_epoch == 0
-            every = train.eval_every
-            evaluation_due = epoch_ends or (every and step % every == 0)
-            checkpoint_due = step % train.checkpoint_every == 0
-            stop = self.signals.received
-            if not (evaluation_due or checkpoint_due or stop):
-                continue
-
-            self._record(*pending)  # nothing is evaluated or saved before it is known to be finite
-            pending = None
-            best_loss = None
-            if evaluation_due:
-                result = evaluate(
-                    self.eval_step,
-                    state.params,
-                    self.dataset.validation,
-                    self.config,
-                    train.carry_memory,
-                )
-                best_loss = result.loss if self._judge(step, result) else None
-                if epoch_ends:
-                    self._end_epoch(step, result)
-            if last:
-                done = f"{self.total_steps:,} steps" if train.fixed_steps else "epochs"
-                self.progress.finished = f"all {done} done"
-                self.metrics.write("event", step, event="finished", reason=self.progress.finished)
-            finished = self.progress.finished
-            if checkpoint_due or best_loss is not None or finished or stop:
-                self.metrics.flush()
-                self.checkpoints.save(step, state, self.progress.to_dict(), best_loss)
-            if finished:
-                return
-            if stop:
-                self.checkpoints.wait()
-                self.metrics.write(
-                    "event", step, event="interrupted", reason=signal.Signals(stop).name
-                )
-                self.display.say(
-                    f"{signal.Signals(stop).name}: saved step {step}; the same command goes on "
-                    "from there"
-                )
-                raise Interrupted(stop)
-            self._clock = time.perf_counter()
-
-    def _record(self, step: int, metrics, data_seconds: float) -> None:
-        """Fetches the metrics of a step, checks and writes them."""
-        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            self._diverged(step, values)
-        rate = float(self.schedule(step))
-        tokens = self.step_tokens
-        self.progress.stats.add(values["loss"])
-        self.progress.stats.seconds += seconds
-        self.progress.stats.data_seconds += data_seconds
-        self.metrics.write(
-            "train",
-            step,
-            epoch=self.progress.stats.epoch,
-            learning_rate=rate,  # after this step
-            tokens_per_second=tokens / seconds,
-            data_seconds=data_seconds,  # of waiting for the batch
-            **values,
-        )
-        stats = self.progress.stats
-        self.display.step(step, values["loss"], rate, tokens, stats.seconds / stats.count)
-
-    def _diverged(self, step: int, values: dict) -> None:
-        name = "loss" if not math.isfinite(values["loss"]) else "gradient norm"
-        self.metrics.write("event", step, event="diverged", reason=f"the {name} is not finite")
-        self.metrics.flush()
-        self.checkpoints.wait()
-        steps = self.checkpoints.steps()
-        good = (
-            f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
-        )
+        yield Journal(progress, metrics, display, checkpoints)
+        metrics.flush()
+    except OSError as error:
         raise UserError(
-            f"the {name} of step {step} is not finite; {good}. Try a lower train.learning_rate, a "
-            "longer train.warmup_steps or a smaller train.clip_norm, in a new --workdir"
-        )
-
-    def _judge(self, step: int, result: EvalResult) -> bool:
-        """Takes note of an evaluation; whether it is the best so far."""
-        self.metrics.write("evaluation", step, **result.to_dict())
-        progress, train = self.progress, self.config.train
-        before, best = progress.best_loss, is_better(result.loss, progress.best_loss)
-        if best:
-            progress.best_loss, progress.best_step = result.loss, step
-        if best and (before is None or before - result.loss >= train.min_improvement):
-            progress.evaluations_without_improvement = 0
-            return best
-        progress.evaluations_without_improvement += 1
-        if train.patience and progress.evaluations_without_improvement >= train.patience:
-            much = f" by {train.min_improvement:g}" if train.min_improvement else ""
-            progress.finished = (
-                f"stopped early: in {train.patience} evaluations validation loss was not improved "
-                f"on{much}; best is {_number(progress.best_loss)} of step {progress.best_step}"
-            )
-            self.metrics.write("event", step, event="stopped early", reason=progress.finished)
-        return best
-
-    def _end_epoch(self, step: int, result: EvalResult) -> None:
-        stats = self.progress.stats
-        tokens = stats.count * self.step_tokens
-        row = {
-            "epoch": stats.epoch,
-            "steps": stats.count,
-            "first": stats.first,
-            "last": stats.last,
-            "mean": stats.mean,
-            "min": stats.min,
-            "max": stats.max,
-            "change %": stats.change_percent,
-            "val loss": result.loss,
-            "perplexity": result.perplexity,
-            "accuracy": result.accuracy,
-            "tokens/s": tokens / stats.seconds,
-            "seconds": stats.seconds,
-            "data wait %": 100 * stats.data_seconds / stats.seconds,
-        }
-        self.display.epoch_row(row)
-        self.metrics.write("epoch", step, **row)
-        self.progress.stats = EpochStats(epoch=stats.epoch + 1)
-
-    def _conclude(self) -> None:
-        progress = self.progress
-        print(f"finished: {progress.finished}")
-        print(f"best validation loss {_number(progress.best_loss)} at step {progress.best_step}")
-        print(f"evaluate it with: python eval.py --workdir={self.path}")
-
-
-def _number(loss: float | None) -> str:
-    return "unknown" if loss is None else f"{loss:.6f}"
+            f"cannot write to {run.path}: {error.strerror}; put it right and run the same command "
+            "again"
+        ) from error
+    finally:
+        display.close()
+        with contextlib.suppress(OSError):  # the disk is still full
+            metrics.close()

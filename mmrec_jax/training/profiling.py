@@ -1,9 +1,12 @@
 """Where the time of a training step goes: JAX's own traces, and what is in them."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+
+from mmrec_jax.training.hooks import Moment
 
 WARM_UP, STEPS = 5, 5  # steps before recording, and recorded
 
@@ -30,37 +33,32 @@ def most_expensive(folder: Path, count: int) -> list[tuple[str, float]]:
     return [(name, nanoseconds / 1e6) for name, nanoseconds in total.most_common(count)]
 
 
-class Profiler:
-    """Records a few steps of a run, once; none where there is no folder."""
+class Profile:
+    """A hook (hooks.py) that records a few steps of a run, once, and says where the time went."""
 
-    def __init__(self, folder: Path | None, first_step: int):
-        """`first_step`: steps done before this process began."""
-        self._folder = folder
+    def __init__(self, folder: Path, first_step: int, say: Callable[[str], None]):
+        """`first_step`: steps done before this process began; `say`: prints a line."""
+        self._folder, self._say = folder, say
         self._begin = first_step + WARM_UP
-        self._end = self._begin + STEPS
         self._recording = False
 
-    def before(self, step: int) -> None:
-        """To be called before step `step` + 1."""
-        if self._folder is not None and step == self._begin:
+    def __call__(self, moment: Moment) -> None:
+        if moment.step == self._begin:
             jax.profiler.start_trace(str(self._folder))
             self._recording = True
+        elif self._recording and moment.step == self._begin + STEPS:
+            jax.block_until_ready(moment.metrics)
+            self.close()
+            self._say_where_time_went()
 
-    def after(self, step: int, result) -> list[str]:
-        """To be called with what step `step` gives; lines to print when recording has ended."""
-        if not self._recording or step < self._end:
-            return []
-        jax.block_until_ready(result)
-        self.close()
-        lines = [
+    def _say_where_time_went(self) -> None:
+        self._say(
             f"trace of {STEPS} steps: {self._folder} (TensorBoard: --logdir={self._folder}; "
-            "Perfetto: the .trace.json.gz in it)",
-            "ms a step of all threads together (a loop contains its body):",
-        ]
-        return lines + [
-            f"  {milliseconds / STEPS:8.2f}  {name}"
-            for name, milliseconds in most_expensive(self._folder, 10)
-        ]
+            "Perfetto: the .trace.json.gz in it)"
+        )
+        self._say("milliseconds per step, summed over all threads (a loop contains its body):")
+        for name, milliseconds in most_expensive(self._folder, 10):
+            self._say(f"  {milliseconds / STEPS:8.2f}  {name}")
 
     def close(self) -> None:
         """Stops recording where that goes on."""

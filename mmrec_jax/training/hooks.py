@@ -1,0 +1,325 @@
+"""What happens after a training step. Each hook is one concern, called with every step in turn.
+
+A hook is `hook(moment)`. It reads the moment, and may leave something in it for the hooks after it,
+so their order matters: numbers are fetched and checked before anything is evaluated, and all is
+evaluated and logged before anything is saved. `loop.py` has the list.
+"""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import optax
+
+from mmrec_jax.errors import UserError
+from mmrec_jax.learning.evaluate import EvalResult
+from mmrec_jax.learning.step import StepMetrics, TrainState
+from mmrec_jax.runs.checkpoints import Checkpoints
+from mmrec_jax.runs.metrics import MetricsWriter
+from mmrec_jax.training.display import Display
+from mmrec_jax.training.progress import EpochStats, Progress
+from mmrec_jax.training.signals import Interrupted
+
+
+class Due(NamedTuple):
+    """What has to happen after a step, decided once so that all hooks agree."""
+
+    evaluation: bool = False
+    end_of_epoch: bool = False
+    checkpoint: bool = False
+    end_of_training: bool = False
+    stop: int | None = None  # the signal that asked for it
+
+    @property
+    def anything(self) -> bool:
+        return any(self)
+
+
+class Timetable(NamedTuple):
+    """When something is due, in steps."""
+
+    total_steps: int
+    steps_per_epoch: int
+    eval_every: int  # 0: only after each epoch
+    checkpoint_every: int
+
+    def due(self, step: int, stop: int | None) -> Due:
+        """What has to happen after `step` steps, a signal to stop being `stop`."""
+        last = step == self.total_steps
+        end_of_epoch = last or step % self.steps_per_epoch == 0
+        in_between = self.eval_every > 0 and step % self.eval_every == 0
+        return Due(
+            evaluation=end_of_epoch or in_between,
+            end_of_epoch=end_of_epoch,
+            checkpoint=step % self.checkpoint_every == 0,
+            end_of_training=last,
+            stop=stop,
+        )
+
+
+class Numbers(NamedTuple):
+    """The metrics of a step, fetched from the device."""
+
+    step: int
+    metrics: dict[str, float]  # fields of StepMetrics
+    seconds: float  # since the numbers before, evaluations and checkpoints not counted
+    data_seconds: float  # of these, spent waiting for the batch
+
+
+@dataclasses.dataclass
+class Moment:
+    """A step that has been dispatched, and what the hooks have found out since."""
+
+    step: int  # steps done
+    state: TrainState
+    due: Due
+    metrics: StepMetrics | None = None  # on the device
+    data_seconds: float = 0.0  # spent waiting for the batch
+    numbers: list[Numbers] = dataclasses.field(default_factory=list)
+    evaluation: EvalResult | None = None
+    improvement: float = 0.0  # of the evaluation on the best before it, nats; inf: the first
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the evaluation is the best so far."""
+        return self.improvement > 0
+
+
+class Journal(NamedTuple):
+    """Where the hooks of a run leave what they find."""
+
+    progress: Progress
+    metrics: MetricsWriter
+    display: Display
+    checkpoints: Checkpoints
+
+
+class Hook(Protocol):
+    """One concern of the training loop."""
+
+    def __call__(self, moment: Moment) -> None: ...
+
+
+class FetchNumbers:
+    """Fetches the metrics of a step while the next step runs; at once where anything is due."""
+
+    def __init__(self):
+        self._pending: Moment | None = None
+        self._clock = time.perf_counter()
+
+    def __call__(self, moment: Moment) -> None:
+        ready = [self._pending, moment] if moment.due.anything else [self._pending]
+        moment.numbers = [self._fetch(earlier) for earlier in ready if earlier is not None]
+        self._pending = None if moment.due.anything else moment
+
+    def restart_clock(self, moment: Moment) -> None:
+        """A hook to come last: what was due does not count as time spent training."""
+        if moment.due.anything:
+            self._clock = time.perf_counter()
+
+    def _fetch(self, moment: Moment) -> Numbers:
+        metrics = jax.device_get(moment.metrics)._asdict()
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        values = {name: float(value) for name, value in metrics.items()}
+        return Numbers(moment.step, values, seconds, moment.data_seconds)
+
+
+class StopIfNotFinite:
+    """Ends the run where the loss or the gradient is not finite, before anything is saved."""
+
+    def __init__(self, journal: Journal):
+        self._journal = journal
+
+    def __call__(self, moment: Moment) -> None:
+        """Raises UserError."""
+        for numbers in moment.numbers:
+            for key, name in (("loss", "loss"), ("grad_norm", "gradient norm")):
+                if not math.isfinite(numbers.metrics[key]):
+                    self._stop(numbers.step, name)
+
+    def _stop(self, step: int, name: str) -> None:
+        metrics, checkpoints = self._journal.metrics, self._journal.checkpoints
+        metrics.write("event", step, event="diverged", reason=f"the {name} is not finite")
+        metrics.flush()
+        checkpoints.wait()
+        steps = checkpoints.steps()
+        good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is none saved"
+        raise UserError(
+            f"the {name} of step {step} is not finite; {good}. Try a lower train.learning_rate, a "
+            "longer train.warmup_steps or a smaller train.clip_norm, in a new --workdir"
+        )
+
+
+class CountSteps:
+    """Adds each step to the statistics of its epoch."""
+
+    def __init__(self, journal: Journal):
+        self._progress = journal.progress
+
+    def __call__(self, moment: Moment) -> None:
+        for numbers in moment.numbers:
+            loss = numbers.metrics["loss"]
+            self._progress.stats.add(loss, numbers.seconds, numbers.data_seconds)
+
+
+class LogSteps:
+    """Writes each step to metrics.jsonl and shows it."""
+
+    def __init__(self, journal: Journal, schedule: optax.Schedule, step_tokens: int):
+        self._journal, self._schedule, self._step_tokens = journal, schedule, step_tokens
+
+    def __call__(self, moment: Moment) -> None:
+        stats = self._journal.progress.stats
+        for numbers in moment.numbers:
+            rate = float(self._schedule(numbers.step))  # after this step
+            self._journal.metrics.write(
+                "train",
+                numbers.step,
+                epoch=stats.epoch,
+                learning_rate=rate,
+                tokens_per_second=self._step_tokens / numbers.seconds,
+                data_seconds=numbers.data_seconds,
+                **numbers.metrics,
+            )
+            seconds = stats.seconds / stats.count
+            loss = numbers.metrics["loss"]
+            self._journal.display.step(numbers.step, loss, rate, self._step_tokens, seconds)
+
+
+class Evaluate:
+    """Evaluates where that is due."""
+
+    def __init__(self, evaluate: Callable[[TrainState], EvalResult]):
+        self._evaluate = evaluate
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.due.evaluation:
+            moment.evaluation = self._evaluate(moment.state)
+
+
+class KeepBest:
+    """Logs each evaluation, and remembers the best."""
+
+    def __init__(self, journal: Journal):
+        self._progress, self._metrics = journal.progress, journal.metrics
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.evaluation is None:
+            return
+        self._metrics.write("evaluation", moment.step, **moment.evaluation.to_dict())
+        loss, progress = moment.evaluation.loss, self._progress
+        best = math.inf if progress.best_loss is None else progress.best_loss
+        if math.isfinite(loss) and loss < best:
+            moment.improvement = best - loss
+            progress.best_loss, progress.best_step = loss, moment.step
+
+
+class StopEarly:
+    """Ends the run after `patience` evaluations in a row that were no improvement."""
+
+    def __init__(self, journal: Journal, patience: int, min_improvement: float):
+        self._progress, self._metrics = journal.progress, journal.metrics
+        self._patience, self._least = patience, min_improvement
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.evaluation is None:
+            return
+        progress = self._progress
+        if moment.is_best and moment.improvement >= self._least:
+            progress.evaluations_without_improvement = 0
+            return
+        progress.evaluations_without_improvement += 1
+        if 0 < self._patience <= progress.evaluations_without_improvement:
+            by = f" by {self._least:g}" if self._least else ""
+            progress.finished = (
+                f"stopped early: validation loss has not improved{by} in {self._patience} "
+                f"evaluations; the best is {progress.best}"
+            )
+            self._metrics.write(
+                "event", moment.step, event="stopped early", reason=progress.finished
+            )
+
+
+class EndEpoch:
+    """Logs and shows an epoch when it ends."""
+
+    def __init__(self, journal: Journal, step_tokens: int):
+        self._journal, self._step_tokens = journal, step_tokens
+
+    def __call__(self, moment: Moment) -> None:
+        if not moment.due.end_of_epoch:
+            return
+        progress, result = self._journal.progress, moment.evaluation
+        stats = progress.stats
+        row = {
+            "epoch": stats.epoch,
+            "steps": stats.count,
+            "first": stats.first,
+            "last": stats.last,
+            "mean": stats.mean,
+            "min": stats.min,
+            "max": stats.max,
+            "change %": stats.change_percent,
+            "val loss": result.loss,
+            "perplexity": result.perplexity,
+            "accuracy": result.accuracy,
+            "tokens/s": stats.count * self._step_tokens / stats.seconds,
+            "seconds": stats.seconds,
+            "data wait %": 100 * stats.data_seconds / stats.seconds,
+        }
+        self._journal.display.epoch_row(row)
+        self._journal.metrics.write("epoch", moment.step, **row)
+        progress.stats = EpochStats(epoch=stats.epoch + 1)
+
+
+class Finish:
+    """Ends the run after its last step."""
+
+    def __init__(self, journal: Journal, all_of: str):
+        """`all_of`: what is done then: "epochs", or so many steps."""
+        self._progress, self._metrics, self._all_of = journal.progress, journal.metrics, all_of
+
+    def __call__(self, moment: Moment) -> None:
+        if moment.due.end_of_training:
+            self._progress.finished = f"all {self._all_of} done"
+            self._metrics.write(
+                "event", moment.step, event="finished", reason=self._progress.finished
+            )
+
+
+class SaveCheckpoint:
+    """Saves where that is due, where a model is the best so far, and at the end."""
+
+    def __init__(self, journal: Journal):
+        self._journal = journal
+
+    def __call__(self, moment: Moment) -> None:
+        progress, metrics, _, checkpoints = self._journal
+        due = moment.due.checkpoint or moment.due.stop is not None or moment.is_best
+        if due or progress.finished:
+            metrics.flush()  # no checkpoint is ahead of the metrics
+            loss = moment.evaluation.loss if moment.is_best else None
+            checkpoints.save(moment.step, moment.state, progress.to_dict(), loss)
+
+
+class StopOnSignal:
+    """Ends the process after SIGTERM or Ctrl-C, once the step is saved."""
+
+    def __init__(self, journal: Journal):
+        self._journal = journal
+
+    def __call__(self, moment: Moment) -> None:
+        """Raises Interrupted."""
+        progress, metrics, display, checkpoints = self._journal
+        if moment.due.stop is None or progress.finished:
+            return
+        checkpoints.wait()
+        name = signal.Signals(moment.due.stop).name
+        metrics.write("event", moment.step, event="interrupted", reason=name)
+        display.say(f"{name}: saved step {moment.step}; run the same command again to go on")
+        raise Interrupted(moment.due.stop)

@@ -1,0 +1,64 @@
+"""What of a run is not in its training state, and is saved beside it with every checkpoint."""
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass
+class EpochStats:
+    """Training losses of an epoch so far."""
+
+    epoch: int = 1
+    count: int = 0
+    first: float = math.nan
+    last: float = math.nan
+    total: float = 0.0
+    min: float = math.inf
+    max: float = -math.inf
+    seconds: float = 0.0  # spent training, without evaluation
+    data_seconds: float = 0.0  # of these, spent waiting for batches
+
+    def add(self, loss: float, seconds: float, data_seconds: float) -> None:
+        """Counts one step in."""
+        if self.count == 0:
+            self.first = loss
+        self.count += 1
+        self.last = loss
+        self.total += loss
+        self.min, self.max = min(self.min, loss), max(self.max, loss)
+        self.seconds += seconds
+        self.data_seconds += data_seconds
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+    @property
+    def change_percent(self) -> float:
+        """From the first loss of the epoch to the last."""
+        return 100 * (self.last - self.first) / self.first
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come, and how well."""
+
+    stats: EpochStats = dataclasses.field(default_factory=EpochStats)
+    best_loss: float | None = None  # of validation, nats per token
+    best_step: int = 0
+    evaluations_without_improvement: int = 0
+    finished: str = ""  # why the run has ended; empty while it has not
+
+    @property
+    def best(self) -> str:
+        """The best loss and its step, in words."""
+        if self.best_loss is None:
+            return "no evaluation has given a finite loss"
+        return f"{self.best_loss:.6f} at step {self.best_step}"
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Progress":
+        return cls(**{**values, "stats": EpochStats(**values["stats"])})
