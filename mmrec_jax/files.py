@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,11 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """Writes a UTF-8 file, whole or not at all; `errors`: as of `str.encode`."""
     with replacing(path) as file:
         file.write(text.encode(errors=errors))
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is the beginning of one that a killed process was writing."""
+    return re.fullmatch(r".+\.\d+\.tmp", path.name) is not None
 
 
 @contextlib.contextmanager

@@ -130,10 +130,10 @@ def test_a_workdir_that_was_left_half_made_is_made_anew(tmp_path):
     for name in ("data", "data.partial"):
         (tmp_path / name).mkdir()
     workdirs.check_config(tmp_path, config())
-    for name in ("data/index.json", "tokenizer.json", "config.json.tmp"):
+    for name in ("data/index.json", "tokenizer.json", "config.json.12.tmp"):
         (tmp_path / name).write_text("cut o")
     workdirs.prepare(tmp_path, config(), load_dataset(config()))
     before = contents(tmp_path)
-    assert not (tmp_path / "config.json.tmp").exists()
+    assert not (tmp_path / "config.json.12.tmp").exists()
     workdirs.prepare(tmp_path, config(), load_dataset(config()))
     assert contents(tmp_path) == before

@@ -23,7 +23,7 @@ from mmrec_jax.learning.optimizer import learning_rate_schedule
 from mmrec_jax.learning.step import TrainState, init_train_state, make_train_step
 from mmrec_jax.model.params import model_graph
 from mmrec_jax.report.evaluation import evaluate_run
-from mmrec_jax.runs.checkpoints import Checkpoints, is_better
+from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import read_metrics
 from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.training.loop import train
@@ -280,7 +280,7 @@ def test_training_stops_early_when_validation_does_not_improve(tmp_path):
     assert checkpoints.resolve("final") == 20
     progress = checkpoints.progress(20)
     assert progress["finished"].startswith("stopped early: ")
-    assert "in 1 evaluations validation loss was not improved on" in progress["finished"]
+    assert "validation loss has not improved in 1 evaluations" in progress["finished"]
     assert progress["best_step"] == 10
     started, event = read_metrics(tmp_path / "run", "event")
     assert (started["step"], started["event"], started["total_steps"]) == (0, "started", 62)
@@ -322,10 +322,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
     ids=str,
 )
 def test_the_best_checkpoint_outlives_worse_ones(tmp_path, losses, best):
-    checkpoints, lowest = Checkpoints(tmp_path / "checkpoints", keep=1), None
+    checkpoints, lowest = Checkpoints(tmp_path / "checkpoints", keep=1), math.inf
     for step, loss in enumerate(losses, start=1):
         state = TrainState(np.int32(step), {"w": np.ones(2)}, {"m": np.ones(2)})
-        improved = loss is not None and is_better(loss, lowest)
+        improved = loss is not None and math.isfinite(loss) and loss < lowest
         lowest = loss if improved else lowest
         checkpoints.save(step, state, {"finished": ""}, loss if improved else None)
     checkpoints.wait()

@@ -1,0 +1,252 @@
+"""Checkpoints, kept by Orbax: the newest few and the best, written while training goes on.
+
+Nothing else in the project imports Orbax.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from mmrec_jax.errors import UserError
+from mmrec_jax.learning.step import TrainState
+from mmrec_jax.model.params import Params
+
+NAMES = ("best", "latest", "final")
+_METRIC = "validation_loss"
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs all that it also raises
+
+
+class Checkpoints:
+    """The checkpoints of a run: each a training state and its progress (a JSON object)."""
+
+    def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
+        """Opens, and unless read-only creates, a directory of checkpoints.
+
+        Args:
+            directory: where they are.
+            keep: newest ones to keep besides the best.
+            read_only: never write or delete anything.
+        """
+        self.directory = directory.absolute()
+        self._keep, self._read_only = keep, read_only
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        def loss(metrics):
+            return metrics[_METRIC]
+
+        # A preservation policy overrides best_fn for what is kept, but only best_fn makes the
+        # manager write the metrics and know the best.
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(self._keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        return ocp.CheckpointManager(
+            self.directory,
+            item_names=("params", "training", "progress"),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=loss,
+                best_mode="min",
+                preservation_policy=None if self._read_only else policy,
+                cleanup_tmp_directories=not self._read_only,
+                create=not self._read_only,
+                read_only=self._read_only,
+                enable_async_checkpointing=not self._read_only,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the lowest validation loss."""
+        return self._manager.best_step()
+
+    def save(
+        self, step: int, state: TrainState, progress: dict, best_loss: float | None = None
+    ) -> None:
+        """Starts to save. The state may be donated as soon as this returns.
+
+        Args:
+            step: steps done.
+            state: the training state.
+            progress: what belongs to it, for JSON.
+            best_loss: the validation loss if it is the lowest so far, else None.
+
+        Raises:
+            UserError: this or the save before it failed.
+        """
+        if jax.default_backend() == "cpu":  # where Orbax reads the very memory that is donated
+            state = jax.tree.map(jnp.copy, state)
+        metrics = None if best_loss is None else {_METRIC: best_loss}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    training=ocp.args.StandardSave(_nonempty(state._replace(params=None))),
+                    progress=ocp.args.JsonSave(progress),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Returns when all is written.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> UserError:
+        good = [step for step in self._on_disk() if step.isdigit()]
+        last = f"the last good one is step {max(map(int, good))}" if good else "there is none yet"
+        return UserError(
+            f"could not save a checkpoint in {self.directory}: {_reason(error)}; {last}. Put it "
+            "right (is the disk full?) and run the same command again"
+        )
+
+    def _on_disk(self) -> list[str]:
+        return [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else []
+
+    def resolve(self, name: str) -> int:
+        """The step that 'best', 'latest', 'final' or a number names.
+
+        Raises:
+            UserError: there is no such checkpoint.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.directory} has no checkpoints; train first, with train.py")
+        if name == "latest":
+            return steps[-1]
+        if name == "final":
+            if self.progress(steps[-1]).get("finished"):
+                return steps[-1]
+            raise UserError(
+                f"the run in {self.directory.parent} has not finished, so it has no final "
+                "checkpoint; use --checkpoint=latest or best, or go on training"
+            )
+        if name == "best":
+            best = self.best_step()
+            if best is None:
+                raise UserError(
+                    f"{self.directory} has no evaluated checkpoint yet; use --checkpoint=latest"
+                )
+            return best
+        if name.isdigit() and int(name) in steps:
+            return int(name)
+        raise UserError(
+            f"there is no checkpoint {name!r} in {self.directory}; there are "
+            f"{', '.join(NAMES)} and the steps {', '.join(map(str, steps))}"
+        )
+
+    def progress(self, step: int) -> dict:
+        """What was saved beside the state."""
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args).progress
+
+    def restore_params(self, step: int, like: Params) -> Params:
+        """The parameters of a step, in the structure, dtypes and places of `like`.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        try:
+            return self._restore(step, params=like).params
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+
+    def restore_state(self, step: int, like: TrainState) -> TrainState:
+        """The whole state of a step, in the structure, dtypes and places of `like`.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return self._restore_state(step, like)
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        return UserError(f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}")
+
+    def _restore(self, step: int, **like: Any) -> Any:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _restore_state(self, step: int, like: TrainState) -> TrainState:
+        rest = like._replace(params=None)
+        items = self._restore(step, params=like.params, training=_nonempty(rest))
+        leaves, structure = jax.tree.flatten(rest)
+        restored = iter(jax.tree.leaves(items.training))
+        training = structure.unflatten(next(restored) if x.size else x for x in leaves)
+        return training._replace(params=items.params)
+
+    def restore_newest(
+        self, like: TrainState, warn: Callable[[str], None]
+    ) -> tuple[TrainState, dict] | None:
+        """State and progress of the newest readable checkpoint; None if there is none at all.
+
+        Unreadable ones are moved aside, to `unreadable_checkpoints` in the workdir, each with a
+        line to `warn`.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                progress = self.progress(step)
+                return self._restore_state(step, like), progress
+            except Exception as error:
+                aside = self.directory.parent / "unreadable_checkpoints"
+                warn(f"checkpoint {step} cannot be read ({_reason(error)}); moved to {aside}")
+                aside.mkdir(exist_ok=True)
+                self._manager.close()
+                (self.directory / str(step)).rename(aside / f"{step}-{len(list(aside.iterdir()))}")
+                self._manager = self._open()
+        if steps:
+            raise UserError(f"no checkpoint in {self.directory} can be read; use a new --workdir")
+        return None
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+
+def _nonempty(tree: Any) -> Any:
+    """A tree without its arrays of size zero (a memory without slots), which Orbax cannot save."""
+    return jax.tree.map(lambda x: x if x.size else None, tree)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost cause, short enough to read."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    for known in ("No space left on device", "Disk quota exceeded", "Permission denied"):
+        if known in str(error):
+            return known
+    return text if len(text) <= 160 else text[:160] + "..."

@@ -1,0 +1,68 @@
+"""The numbers that a run writes down: metrics.jsonl and TensorBoard files."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from mmrec_jax.files import write_text
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl and to TensorBoard files."""
+
+    def __init__(self, workdir: Path, resume_step: int):
+        """Opens both; lines of later steps than the one resumed from (-1: none) are dropped."""
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _is_kept(line, resume_step)]
+            write_text(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)  # a report may read while the run goes on
+        # EventsWriter rather than SummaryWriter, whose thread dies of a full disk and is then
+        # waited for without end.
+        events = workdir / "tensorboard"
+        events.mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(events / "events"), filename_suffix=f".{os.getpid()}")
+        if resume_step > 0:  # TensorBoard forgets what an earlier process wrote from this step on
+            start = SessionLog(status=SessionLog.START)
+            self._event(resume_step + 1, session_log=start)
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One line, and a scalar `kind/name` for each number in it."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        scalars = [
+            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, (int, float)) and kind != "event"
+        ]
+        if scalars:
+            self._event(step, summary=Summary(value=scalars))
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def _is_kept(line: str, resume_step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= resume_step
+    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
+        return False
+
+
+def read_metrics(workdir: Path, kind: str) -> list[dict]:
+    """The lines of one kind ("train", "evaluation", "epoch", "event") in metrics.jsonl."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]

@@ -1,0 +1,193 @@
+"""The folder of a run: all that is needed to resume, evaluate or use it.
+
+config.json  tokenizer.json  data.json  data/ (tokens of the validation and the test split)
+checkpoints/  metrics.jsonl  tensorboard/  report.html  report/  eval.json  training.lock
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import jax
+
+from mmrec_jax.config import Config, differences, from_mapping
+from mmrec_jax.data.corpus import HELD_OUT, SPLITS
+from mmrec_jax.data.dataset import Dataset, Split, load_dataset, open_split
+from mmrec_jax.data.token_cache import Damaged, copy_splits, open_prepared
+from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
+from mmrec_jax.errors import UserError
+from mmrec_jax.files import is_leftover, write_text
+from mmrec_jax.model.params import Params, init_params
+from mmrec_jax.runs.checkpoints import Checkpoints
+
+
+class Run(NamedTuple):
+    """A run that has been started, opened for reading."""
+
+    path: Path
+    config: Config
+    tokenizer: Tokenizer
+    checkpoints: Checkpoints
+
+    def params(self, step: int) -> Params:
+        """The parameters of a checkpoint.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        like = jax.eval_shape(lambda: init_params(self.config.model, jax.random.key(0)))
+        return self.checkpoints.restore_params(step, like)
+
+    def split(self, name: str) -> Split:
+        """The saved 'validation' or 'test' split.
+
+        Raises:
+            UserError: it is damaged, or has nothing to predict.
+        """
+        if self.config.data.source == "recall":
+            return getattr(load_dataset(self.config), name)
+        try:
+            prepared = open_prepared(self.path / "data", check=True)
+        except Damaged as damage:
+            raise UserError(
+                f"{damage}; the same train.py command, with the same text, writes it again"
+            ) from damage
+        split = open_split(prepared.splits[name], prepared.tokenizer)
+        if not split.num_bytes:
+            raise UserError(f"the {name} split of {self.path} is empty (data.{name}_fraction)")
+        return split
+
+
+def open_run(path: Path) -> Run:
+    """Opens a workdir for reading.
+
+    Raises:
+        UserError: the folder is missing, not a workdir, or has no checkpoints.
+    """
+    config = read_config(path)
+    if not has_checkpoints(path):
+        raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
+    return Run(
+        path=path,
+        config=config,
+        tokenizer=tokenizer_from_json((path / "tokenizer.json").read_text()),
+        checkpoints=Checkpoints(path / "checkpoints", read_only=True),
+    )
+
+
+def has_checkpoints(path: Path) -> bool:
+    """Whether a whole checkpoint is in a workdir."""
+    return any((path / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA"))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """While this process trains in a workdir no other can.
+
+    Raises:
+        UserError: another one does.
+    """
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise UserError(f"another process is training in {path}; use another --workdir") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_training(path: Path) -> bool:
+    """Whether a process trains in a workdir at this moment."""
+    lock = _lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    except OSError:  # a workdir that cannot be written
+        return False
+    lock.release()
+    return False
+
+
+def _lock(path: Path) -> filelock.FileLock:
+    return filelock.FileLock(path / "training.lock")
+
+
+def check_config(path: Path, config: Config) -> None:
+    """Checks, before anything is read or written, that a workdir is free or of this very config.
+
+    Raises:
+        UserError: it belongs to another config, or is a folder of something else.
+    """
+    if (path / "config.json").exists():
+        different = differences(read_config(path), config)
+        if different:
+            raise UserError(
+                f"{path} belongs to a run with another config ({'; '.join(different)}); use "
+                "another --workdir, or the config it was started with"
+            )
+    elif path.exists() and not (path.is_dir() and _is_unfinished_workdir(path)):
+        raise UserError(f"{path} exists and is not a workdir; use another --workdir")
+
+
+def prepare(path: Path, config: Config, dataset: Dataset) -> None:
+    """Makes a workdir for a run, or checks that the data of the one there is the same.
+
+    Raises:
+        UserError: the workdir was started on another corpus, or cannot be made.
+    """
+    tokenizer = dataset.tokenizer.to_json()
+    tokens = {name: getattr(dataset, name).num_tokens for name in SPLITS}
+    data = {"fingerprint": dataset.fingerprint, "tokens": tokens}
+    if (path / "config.json").exists():
+        for name, same in (
+            ("tokenizer", (path / "tokenizer.json").read_text() == tokenizer),
+            ("corpus", json.loads((path / "data.json").read_text()) == data),
+        ):
+            if not same:
+                raise UserError(
+                    f"{path} belongs to a run with another {name}: the text has changed since; "
+                    "use another --workdir, or bring the old text back"
+                )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if dataset.prepared is not None:
+            copy_splits(dataset.prepared, HELD_OUT, path / "data")
+    except OSError as error:
+        raise UserError(f"cannot make the workdir {path}: {error.strerror}") from error
+    if (path / "config.json").exists():
+        return
+    write_text(path / "tokenizer.json", tokenizer)
+    write_text(path / "data.json", json.dumps(data, indent=2) + "\n")
+    for leftover in filter(is_leftover, path.iterdir()):
+        leftover.unlink(missing_ok=True)
+    # Last: a folder with a config.json is a whole workdir.
+    write_text(path / "config.json", config.to_json())
+
+
+def read_config(path: Path) -> Config:
+    """The config of a workdir.
+
+    Raises:
+        UserError: the folder is missing, not a workdir, or damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no workdir {path}; train first, or name another --workdir")
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} is not a workdir: it has no config.json; train first")
+    try:
+        return from_mapping(json.loads((path / "config.json").read_text()))
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path}/config.json cannot be read: {error}") from error
+
+
+def _is_unfinished_workdir(path: Path) -> bool:
+    """Empty, or with nothing but what `prepare` writes before config.json."""
+    written = {"data", "data.partial", "tokenizer.json", "data.json"}
+    names = {entry.name for entry in path.iterdir() if not is_leftover(entry)}
+    return names <= written
