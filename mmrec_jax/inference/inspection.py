@@ -12,6 +12,7 @@ from mmrec_jax.model.lm import MMRec, init_state
 from mmrec_jax.model.memory import Segments
 from mmrec_jax.model.memory_sequence import select_salient
 from mmrec_jax.model.params import Params, model_graph
+from mmrec_jax.model.recurrence import gates
 
 
 class Inside(NamedTuple):
@@ -61,11 +62,10 @@ def _look(model: MMRec, tokens, time):
     x, saliencies, half_lives = model.embedding(tokens), [], []
     for block, layer_state in zip(model.blocks, state.layers, strict=True):
         _, k, _, z, p, _ = block.project(x)
-        inputs = block.core_inputs(z, k)
-        _, h_prev = block.recur(inputs, start, layer_state)
-        m = nnx.sigmoid(h_prev @ block.W_m.kernel[...][config.dim :] + inputs.zm)
-        factor = inputs.gamma + config.mu * (1 - m + inputs.gamma)
-        half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(factor[0, :time]), axis=0))
+        gamma = block.decay(z, k)
+        _, h_prev = block.recur(z, gamma, start, layer_state.h)
+        _, _, f = gates(*block.core(z, gamma), h_prev, config.mu)
+        half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(f[0, :time]), axis=0))
         saliencies.append(block.saliency(p)[0, :, :time])
         x, _, _ = block(x, segments, layer_state)
     s = jnp.stack(saliencies)

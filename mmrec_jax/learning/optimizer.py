@@ -19,14 +19,13 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Sched
             f"train.warmup_steps is {config.warmup_steps}, but training has only {total_steps} "
             "steps; lower it, or train for longer"
         )
-    warmup = optax.linear_schedule(
-        config.initial_learning_rate, config.learning_rate, config.warmup_steps
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.initial_learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=total_steps,
+        end_value=config.final_learning_rate,
     )
-    peak = max(config.learning_rate, 1e-30)
-    decay = optax.cosine_decay_schedule(
-        peak, total_steps - config.warmup_steps, config.final_learning_rate / peak
-    )
-    return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
 def slower_where(where, rate: float) -> optax.GradientTransformation:
@@ -38,20 +37,10 @@ def slower_where(where, rate: float) -> optax.GradientTransformation:
     )
 
 
-def _clip_by_global_norm(clip_norm: float) -> optax.GradientTransformation:
-    """As optax's, but with one factor for all: its division is a pass over the gradient more."""
-
-    def clip(updates, _):
-        factor = jnp.minimum(1.0, clip_norm / optax.tree.norm(updates))
-        return optax.tree.scale(factor, updates)
-
-    return optax.stateless(clip)
-
-
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW; vectors (biases, norms) are not decayed."""
     return optax.chain(
-        _clip_by_global_norm(config.clip_norm),
+        optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             schedule,
             b1=config.b1,

@@ -19,9 +19,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, memory_sequence, saliency
-from mmrec_jax.model.dropout import dropout
-from mmrec_jax.model.linear import Linear, add_bias, matmul
-from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
+from mmrec_jax.model.ops import Linear, dropout, matmul
+from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
 
@@ -171,79 +170,92 @@ class Block(nnx.Module):
             The residual stream, the state after the last token, and the auxiliary losses.
         """
         config = self.config
-        keys = jax.random.split(key, 4) if key is not None else (None,) * 4
-
+        random = (None,) * 4 if key is None else jax.random.split(key, 4)
         q, k, v, z, p, e = self.project(x)
-        h, h_prev = self.recur(self.core_inputs(z, k), where.start, state)
-        query = self.W_q(h.astype(x.dtype)) + q / 2
-        query, keys_, values = (self._heads(array) for array in (query, k, v))
-        s = self.saliency(p)
+        h, h_prev = self.recur(z, self.decay(z, k), where.start, state.h)
+        h_x = h.astype(x.dtype)
 
-        last_k = keys_[:, :, -1]
+        # Attention over short-term and long-term memory, in heads.
+        queries = self._heads(self.W_q(h_x) + q / 2)
+        keys = unshifted = self._heads(k)
         if config.shifted_keys:
-            keys_ = memory.shift_keys(keys_, state.last_k, where.start)
+            keys = memory.shift_keys(keys, state.last_k, where.start)
+        values, s = self._heads(v), self.saliency(p)
         single = isinstance(where, memory.Place)
         read_memories = memory.read_memories_once if single else memory_sequence.read_memories
-        read = read_memories(query, keys_, values, s, where, state.memory, config.chunk_len)
+        read = read_memories(queries, keys, values, s, where, state.memory, config.chunk_len)
         a = self.W_o(jnp.moveaxis(read.output, 1, 2).reshape(x.shape))
-        y = (h.astype(x.dtype) + a + v / 10) * nnx.silu(e)
-        x = x + dropout(y, config.dropout, keys[0])
-        hidden = dropout(nnx.gelu(self.W_1(self.norm2(x))), config.dropout, keys[1])
-        x = x + dropout(self.W_2(hidden), config.dropout, keys[2])
+
+        y = (h_x + a + v / 10) * nnx.silu(e)
+        x = x + dropout(y, config.dropout, random[0])
+        hidden = dropout(nnx.gelu(self.W_1(self.norm2(x))), config.dropout, random[1])
+        x = x + dropout(self.W_2(hidden), config.dropout, random[2])
 
         aux = AuxLosses(saliency=jnp.zeros((), h.dtype), uboo=jnp.zeros((), h.dtype))
         if key is not None and config.long_term and config.saliency_weight:
             used, seen = saliency.use_without_eviction(
-                query,
-                keys_,
+                queries,
+                keys,
                 read.window_logsumexp,
                 where.tokens,
                 config.chunk_len,
                 config.short_term,
                 config.saliency_queries,
-                keys[3],
+                random[3],
             )
             aux = aux._replace(saliency=saliency.saliency_loss(s, used, seen))
         if key is not None and config.use_uboo:
-            error = self.mlp_err(lax.stop_gradient(h).astype(x.dtype))
-            error -= self.mlp_target(h_prev.astype(x.dtype))
-            aux = aux._replace(uboo=jnp.mean(jnp.square(error.astype(h.dtype))))
-        return x, LayerState(h[:, -1], last_k, read.state), aux
+            aux = aux._replace(uboo=self.uboo_loss(h_x, h_prev.astype(x.dtype)))
+        return x, LayerState(h[:, -1], unshifted[:, :, -1], read.state), aux
 
     def project(self, x: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
         """q, k, v, z, p and e."""
         return jnp.split(self.W_fused(self.norm1(x)), 6, axis=-1)
+
+    def decay(
+        self, z: Float[Array, "batch T dim"], k: Float[Array, "batch T dim"]
+    ) -> Float[Array, "batch T dim"]:
+        """gamma, float32 or wider."""
+        mu, wide = self.config.mu, param_dtype(self.config)
+        logit = self.mlp_gamma(z)
+        if self.config.use_dpg:
+            logit += self.W_up(nnx.relu(self.W_down(z)))
+        sigmoids = nnx.sigmoid(logit.astype(wide)) * nnx.sigmoid(self.mlp_context(k).astype(wide))
+        return (1 - mu) / (1 + mu) * sigmoids
+
+    def recur(
+        self,
+        z: Float[Array, "batch T dim"],
+        gamma: Float[Array, "batch T dim"],
+        start: Bool[Array, "batch T"],
+        h0: Float[Array, "batch dim"],
+    ) -> tuple[Float[Array, "batch T dim"], Float[Array, "batch T dim"]]:
+        """h_t and h_{t-1} of every step, float32 or wider."""
+        inputs, weights = self.core(z, gamma)
+        h = recurrence(inputs, weights, h0, start, self.config.mu)
+        return h, states_before(h0, h, start)
+
+    def core(
+        self, z: Float[Array, "batch T dim"], gamma: Float[Array, "batch T dim"]
+    ) -> tuple[CoreInputs, CoreWeights]:
+        """What drives the recurrence, and its weights; float32 or wider."""
+        W_mz, W_mh = jnp.split(self.W_m.kernel[...], 2)
+        z = z.astype(W_mz.dtype)
+        inputs = CoreInputs(z, gamma, zm=matmul(z, W_mz) + self.W_m.bias[...])
+        W = jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1)
+        return inputs, CoreWeights(W, b_g=self.W_g.bias[...])
 
     def saliency(self, p: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T"]:
         """s, float32 or wider."""
         p = self._heads(p.astype(param_dtype(self.config)))
         return self.config.head_dim**0.5 * p.mean(axis=-1)
 
+    def uboo_loss(
+        self, h: Float[Array, "batch T dim"], h_prev: Float[Array, "batch T dim"]
+    ) -> Float[Array, ""]:
+        """How far MLP_target(h_{t-1}) is from MLP_err(h_t); no gradient goes through h_t."""
+        error = self.mlp_err(lax.stop_gradient(h)) - self.mlp_target(h_prev)
+        return jnp.mean(jnp.square(error.astype(param_dtype(self.config))))
+
     def _heads(self, x: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T K"]:
         return jnp.moveaxis(x.reshape(*x.shape[:2], self.config.num_heads, -1), 1, 2)
-
-    def core_inputs(
-        self, z: Float[Array, "batch T dim"], k: Float[Array, "batch T dim"]
-    ) -> CoreInputs:
-        """What drives the recurrence; float32 or wider."""
-        mu, dim, wide = self.config.mu, self.config.dim, param_dtype(self.config)
-        logit = self.mlp_gamma(z)
-        if self.config.use_dpg:
-            logit += self.W_up(nnx.relu(self.W_down(z)))
-        gamma = nnx.sigmoid(logit.astype(wide)) * nnx.sigmoid(self.mlp_context(k).astype(wide))
-        W_m, b_m = self.W_m.kernel[...], self.W_m.bias[...]
-        z = z.astype(wide)
-        zm = add_bias(matmul(z, W_m[:dim]), b_m)
-        return CoreInputs(z=z, gamma=(1 - mu) / (1 + mu) * gamma, zm=zm)
-
-    def recur(
-        self, inputs: CoreInputs, start: Bool[Array, "batch T"], state: LayerState
-    ) -> tuple[Float[Array, "batch T dim"], Float[Array, "batch T dim"]]:
-        """h_t and h_{t-1} of every step."""
-        W_mh = self.W_m.kernel[...][self.config.dim :]
-        weights = CoreWeights(
-            W=jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1), b_g=self.W_g.bias[...]
-        )
-        h = recurrence(inputs, weights, state.h, start, self.config.mu)
-        h_prev = jnp.concatenate([state.h[:, None], h[:, :-1]], axis=1)
-        return h, jnp.where(start[..., None], 0.0, h_prev)

@@ -12,6 +12,7 @@ whole sequence at once.
 Letters in shapes: B batch, T time, H heads, K head width, S, C, M as above.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +21,6 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
-
-from mmrec_jax.model.linear import attend, similarities
 
 ROPE_BASE = 10_000.0
 # Saliencies that differ by no more count as equal. Equal tokens have equal saliency in the first
@@ -110,22 +109,49 @@ def shift_keys(
     return jnp.where(even, before, k)
 
 
-def rotate(x: Float[Array, "*batch T K"], first: int) -> Float[Array, "*batch T K"]:
-    """Rotary positions (Su et al., 2021): channels j, j + K/2 turn by position * base^(-2j/K).
+def rotary(
+    positions: Sequence[int] | np.ndarray, head_dim: int, dtype: DTypeLike
+) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
+    """Cosines and sines of rotary positions (Su et al., 2021).
 
-    Args:
-        x: queries or keys.
-        first: position of the first of them. Positions are constants, so their sines are too.
+    Channels j and j + K/2 turn by position * base^(-2j/K). Positions are constants of the program,
+    so the angles are computed in float64.
     """
-    same, other = _rotations(first, x.shape[-2], x.shape[-1], x.dtype)
-    # A roll and two products: halves joined together were several times slower on a CPU.
-    return x * same + jnp.roll(x, x.shape[-1] // 2, axis=-1) * other
+    half = head_dim // 2
+    angles = np.asarray(positions)[:, None] * ROPE_BASE ** (-np.arange(half) / half)
+    return jnp.asarray(np.cos(angles), dtype), jnp.asarray(np.sin(angles), dtype)
 
 
-def rotate_by(x: Float[Array, "*batch K"], distance: int) -> Float[Array, "*batch K"]:
-    """Queries that read keys without positions as if `distance` tokens away."""
-    same, other = _rotations(distance, 1, x.shape[-1], x.dtype)
-    return x * same[0] + jnp.roll(x, x.shape[-1] // 2, axis=-1) * other[0]
+def turn(
+    x: Float[Array, "*batch K"], cos: Float[Array, "*T half"], sin: Float[Array, "*T half"]
+) -> Float[Array, "*batch K"]:
+    """Turns channels j and j + K/2 of queries or keys by the angles of `rotary`."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def rotate(
+    x: Float[Array, "*batch T K"], positions: Sequence[int] | np.ndarray
+) -> Float[Array, "*batch T K"]:
+    """Queries or keys at these positions: one for each of T, or a single one for all."""
+    return turn(x, *rotary(positions, x.shape[-1], x.dtype))
+
+
+def similarity(
+    q: Float[Array, "*batch i K"], k: Float[Array, "*batch j K"]
+) -> Float[Array, "*batch i j"]:
+    """The logits of attention, q k^T / sqrt(K); float32 or wider."""
+    dtype = jnp.promote_types(k.dtype, jnp.float32)
+    logits = jnp.einsum("...ik,...jk->...ij", q, k, preferred_element_type=dtype)
+    return logits / q.shape[-1] ** 0.5
+
+
+def attend(
+    logits: Float[Array, "*batch i j"], v: Float[Array, "*batch j K"]
+) -> Float[Array, "*batch i K"]:
+    """softmax(logits) v: the values that attention reads, in their own dtype."""
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("...ij,...jk->...ik", weights, v)
 
 
 def bank_bias(s: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
@@ -135,17 +161,6 @@ def bank_bias(s: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
     from its own loss (saliency.py).
     """
     return lax.stop_gradient(jax.nn.log_sigmoid(s))
-
-
-def _rotations(first, count, head_dim, dtype):
-    """Factors of a channel and of its partner half a head away, for positions first, ..."""
-    half = head_dim // 2
-    positions = first + np.arange(count)
-    angles = positions[:, None] * ROPE_BASE ** (-np.arange(half) / half)
-    cos, sin = np.cos(angles), np.sin(angles)
-    same = np.concatenate([cos, cos], axis=-1)
-    other = np.concatenate([-sin, sin], axis=-1)
-    return jnp.asarray(same, dtype), jnp.asarray(other, dtype)
 
 
 def keep_most_salient(new_s, bank_s):
@@ -189,21 +204,18 @@ def read_memories_once(
         The values read, the log-sum-exp of the logits over short-term memory, and the memory after
         the token.
     """
-    num_near, head_dim = state.near_k.shape[2], q.shape[-1]
+    num_near = state.near_k.shape[2]
     here = (jnp.arange(num_near) == place.slot[:, None])[:, None]
     near_k = jnp.where(here[..., None], k, state.near_k)
     near_v = jnp.where(here[..., None], v, state.near_v)
     near_s = jnp.where(here, s, state.near_s)
     long_s = jnp.where(place.start[:, None], -jnp.inf, state.long_s)
 
-    same, other = _rotations(0, num_near, head_dim, q.dtype)
-    rolled = jnp.roll(q, head_dim // 2, axis=-1)
-    rotated = q * same[place.slot][:, None, None] + rolled * other[place.slot][:, None, None]
-    scale = head_dim**-0.5
-    near_logits = scale * similarities(rotated, rotate(near_k, 0))
+    cos, sin = rotary(np.arange(num_near), q.shape[-1], q.dtype)
+    turned = turn(q, cos[place.slot][:, None, None], sin[place.slot][:, None, None])
+    near_logits = similarity(turned, turn(near_k, cos, sin))
     near_logits = jnp.where(place.live[:, None, None], near_logits, -jnp.inf)
-    bank_logits = scale * similarities(rotate_by(q, num_near), state.long_k)
-    bank_logits += bank_bias(long_s)[:, :, None]
+    bank_logits = similarity(rotate(q, [num_near]), state.long_k) + bank_bias(long_s)[:, :, None]
     logits = jnp.concatenate([bank_logits, near_logits], axis=-1)
     values = jnp.concatenate([state.long_v, near_v], axis=2)
 

@@ -7,22 +7,34 @@ Letters in shapes: as in memory.py; n = T / C chunks, and P = M + S + T, the poo
 sequence can read: the bank and short-term memory that it starts with, then itself.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mmrec_jax.model.linear import attend, similarities
 from mmrec_jax.model.memory import (
     MemoryState,
     Read,
     Segments,
+    attend,
     bank_bias,
     followed_by_room,
     keep_most_salient,
     rotate,
-    rotate_by,
+    similarity,
 )
+
+
+class Tokens(NamedTuple):
+    """Keys, values, saliencies and documents of tokens that can be read."""
+
+    k: Float[Array, "batch heads P K"]
+    v: Float[Array, "batch heads P K"]
+    s: Float[Array, "batch heads P"]
+    segment: Int[Array, "batch P"]
 
 
 def select_salient(
@@ -101,76 +113,95 @@ def read_memories(
         The values read, the log-sum-exp of the logits over short-term memory, and the memory after
         the last token.
     """
-    batch, heads, time, head_dim = q.shape
-    slots, short_term = state.long_k.shape[2], state.near_k.shape[2] - chunk_len
-    num_chunks = time // chunk_len
-    scale = head_dim**-0.5
-    s = lax.stop_gradient(s)
+    slots, short_term, time = state.long_k.shape[2], segments.short.shape[1], q.shape[2]
 
-    def chunks(x, axis):  # [.., m * C, ..] -> [.., m, C, ..]
-        return x.reshape(*x.shape[:axis], -1, chunk_len, *x.shape[axis + 1 :])
+    def after_near(before, new):  # the near tokens of the state, then the sequence
+        return jnp.concatenate([before[:, :, :short_term], new], axis=2)
 
-    def windows(x, axis):  # the S tokens before each chunk and its own: [.., n, S + C, ..]
-        x = chunks(x, axis)
-        parts = [
-            lax.slice_in_dim(x, i, i + num_chunks, axis=axis)
-            for i in range(x.shape[axis] - num_chunks + 1)
-        ]
-        return jnp.concatenate(parts, axis=axis + 1)
+    near = Tokens(
+        k=after_near(state.near_k, k),
+        v=after_near(state.near_v, v),
+        s=after_near(state.near_s, lax.stop_gradient(s)),
+        segment=jnp.concatenate([segments.short, segments.tokens], axis=1),
+    )
+    long = Tokens(state.long_k, state.long_v, state.long_s, jnp.zeros_like(near.segment[:, :slots]))
+    q_chunks = _chunks(q, chunk_len, axis=2)
+    segment = _chunks(segments.tokens, chunk_len, axis=1)
 
-    # Short-term memory. Positions are relative to the start of the window.
-    near_k = jnp.concatenate([state.near_k[:, :, :short_term], k], axis=2)
-    near_v = jnp.concatenate([state.near_v[:, :, :short_term], v], axis=2)
-    near_s = jnp.concatenate([state.near_s[:, :, :short_term], s], axis=2)
-    near_segment = jnp.concatenate([segments.short, segments.tokens], axis=1)
-    q_chunks = chunks(q, 2)
-    positions = jnp.arange(short_term + chunk_len)
-    logits = scale * similarities(rotate(q_chunks, short_term), rotate(windows(near_k, 2), 0))
-    same = chunks(segments.tokens, 1)[..., :, None] == windows(near_segment, 1)[..., None, :]
-    causal = positions[None, :] <= positions[short_term:, None]
-    logits = jnp.where((same & causal)[:, None], logits, -jnp.inf)
+    logits, values = _short_term(q_chunks, segment, near)
     window_logsumexp = jax.nn.logsumexp(lax.stop_gradient(logits), axis=-1)
-    values = windows(near_v, 2)
-
-    # Long-term memory.
-    long_k, long_v, long_s = state.long_k, state.long_v, state.long_s
     if slots:
-        chunk_segment = segments.tokens[:, chunk_len - 1 :: chunk_len]
-        pool_segment = jnp.pad(near_segment, ((0, 0), (slots, 0)))
-        index, bank_s = select_salient(
-            jnp.concatenate([long_s, near_s], -1), pool_segment, chunk_segment, chunk_len, slots
-        )
-        index = jnp.moveaxis(index, 0, 2).reshape(batch, heads, -1, 1)
-
-        pool = jnp.concatenate(  # keys and values side by side: gathered at once
-            [
-                jnp.concatenate([long_k, long_v], axis=-1),
-                jnp.concatenate([near_k, near_v], axis=-1),
-            ],
-            axis=2,
-        )
-        bank = jnp.take_along_axis(pool, index, axis=2)
-        bank = bank.reshape(batch, heads, num_chunks + 1, slots, 2 * head_dim)
-        bank_k, bank_v = jnp.split(bank, 2, axis=-1)
-        bank_segment = jnp.pad(chunk_segment[:, :-1], ((0, 0), (1, 0)))
-        readable = (chunks(segments.tokens, 1) == bank_segment[..., None])[:, None, :, :, None]
-        far_q = rotate_by(q_chunks, short_term + chunk_len)
-        bank_logits = scale * similarities(far_q, bank_k[:, :, :-1])
-        bank_logits += bank_bias(jnp.moveaxis(bank_s[:-1], 0, 2))[..., None, :]
-        bank_logits = jnp.where(readable, bank_logits, -jnp.inf)
-        logits = jnp.concatenate([bank_logits, logits], axis=-1)
-        values = jnp.concatenate([bank_v[:, :, :-1], values], axis=3)
-        long_k, long_v, long_s = bank_k[:, :, -1], bank_v[:, :, -1], bank_s[-1]
-
+        long_logits, long_values, long = _long_term(q_chunks, segment, near, long, short_term)
+        logits = jnp.concatenate([long_logits, logits], axis=-1)
+        values = jnp.concatenate([long_values, values], axis=3)
     return Read(
         output=attend(logits, values).reshape(q.shape),
-        window_logsumexp=window_logsumexp.reshape(q.shape[:-1]),
+        window_logsumexp=window_logsumexp.reshape(s.shape),
         state=MemoryState(
-            near_k=followed_by_room(near_k[:, :, time:], chunk_len, 0),
-            near_v=followed_by_room(near_v[:, :, time:], chunk_len, 0),
-            near_s=followed_by_room(near_s[:, :, time:], chunk_len, -jnp.inf),
-            long_k=long_k,
-            long_v=long_v,
-            long_s=long_s,
+            near_k=followed_by_room(near.k[:, :, time:], chunk_len, 0),
+            near_v=followed_by_room(near.v[:, :, time:], chunk_len, 0),
+            near_s=followed_by_room(near.s[:, :, time:], chunk_len, -jnp.inf),
+            long_k=long.k,
+            long_v=long.v,
+            long_s=long.s,
         ),
     )
+
+
+def _short_term(q, segment, near: Tokens):
+    """Logits and values of the S tokens before each chunk and of the chunk so far.
+
+    Positions count from the start of that window.
+    """
+    chunk_len, short_term = q.shape[3], near.k.shape[2] - q.shape[2] * q.shape[3]
+    positions = np.arange(short_term + chunk_len)
+    k = rotate(_windows(near.k, chunk_len, short_term, axis=2), positions)
+    same = segment[..., :, None] == _windows(near.segment, chunk_len, short_term, 1)[..., None, :]
+    causal = positions <= positions[short_term:, None]
+    logits = similarity(rotate(q, positions[short_term:]), k)
+    logits = jnp.where((same & causal)[:, None], logits, -jnp.inf)
+    return logits, _windows(near.v, chunk_len, short_term, axis=2)
+
+
+def _long_term(q, segment, near: Tokens, long: Tokens, short_term: int):
+    """Logits and values of the bank that each chunk reads, and the bank after the last chunk."""
+    batch, heads, num_chunks, chunk_len, head_dim = q.shape
+    slots = long.k.shape[2]
+    last_segment = segment[:, :, -1]  # of each chunk
+    pool = Tokens(
+        k=jnp.concatenate([long.k, near.k], axis=2),
+        v=jnp.concatenate([long.v, near.v], axis=2),
+        s=jnp.concatenate([long.s, near.s], axis=2),
+        segment=jnp.concatenate([long.segment, near.segment], axis=1),
+    )
+    index, bank_s = select_salient(pool.s, pool.segment, last_segment, chunk_len, slots)
+    index = jnp.moveaxis(index, 0, 2).reshape(batch, heads, -1, 1)
+
+    def gather(x):  # [.., P, K] -> [.., n + 1, M, K]
+        x = jnp.take_along_axis(x, index, axis=2)
+        return x.reshape(batch, heads, num_chunks + 1, slots, head_dim)
+
+    bank_k, bank_v, bank_s = gather(pool.k), gather(pool.v), jnp.moveaxis(bank_s, 0, 2)
+    logits = similarity(rotate(q, [short_term + chunk_len]), bank_k[:, :, :-1])
+    logits += bank_bias(bank_s[:, :, :-1])[..., None, :]
+    bank_segment = jnp.pad(last_segment[:, :-1], ((0, 0), (1, 0)))
+    readable = segment == bank_segment[..., None]
+    logits = jnp.where(readable[:, None, :, :, None], logits, -jnp.inf)
+    after = Tokens(bank_k[:, :, -1], bank_v[:, :, -1], bank_s[:, :, -1], last_segment[:, -1:])
+    return logits, bank_v[:, :, :-1], after
+
+
+def _chunks(x: Array, chunk_len: int, axis: int) -> Array:
+    """[.., m C, ..] -> [.., m, C, ..]"""
+    return x.reshape(*x.shape[:axis], -1, chunk_len, *x.shape[axis + 1 :])
+
+
+def _windows(x: Array, chunk_len: int, short_term: int, axis: int) -> Array:
+    """The S tokens before each chunk and its own: [.., S + n C, ..] -> [.., n, S + C, ..]"""
+    x = _chunks(x, chunk_len, axis)
+    before = short_term // chunk_len
+    num_chunks = x.shape[axis] - before
+    parts = [
+        lax.slice_in_dim(x, first, first + num_chunks, axis=axis) for first in range(before + 1)
+    ]
+    return jnp.concatenate(parts, axis=axis + 1)

@@ -1,11 +1,12 @@
 """The gated recurrence of MM-Rec, the core of a block.
 
-    g_t = sigma(h_{t-1} W_g + b_g)
-    m_t = sigma(h_{t-1} W_mh + zm_t)                        zm_t = z_t W_mz + b_m
-    h_t = (g_t + mu m_t) z_t + (gamma_t + mu (1 - m_t + gamma_t)) h_{t-1}
+    g_t = sigma(W_g h_{t-1} + b_g)
+    m_t = sigma(W_m [z_t ; h_{t-1}] + b_m)
+    f_t = gamma_t + mu (1 - m_t + gamma_t)
+    h_t = (g_t + mu m_t) z_t + f_t h_{t-1}
 
-Everything that does not depend on h_{t-1} is computed outside, for all steps in one matmul; the
-scan carries only h. With gamma_t <= (1 - mu) / (1 + mu) the factor on h_{t-1} stays below 1.
+The part of m_t's logit that does not depend on h_{t-1}, zm_t = W_mz z_t + b_m, is computed outside
+for all steps at once; the scan carries only h. Since gamma_t <= (1 - mu) / (1 + mu), f_t < 1.
 """
 
 from typing import NamedTuple
@@ -15,21 +16,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from mmrec_jax.model.linear import bias_gradient, weight_gradient
-
 
 class CoreInputs(NamedTuple):
-    """What drives the recurrence at every step; all float32 or wider."""
+    """What drives the recurrence at every step; float32 or wider."""
 
-    z: Float[Array, "batch time dim"]
-    gamma: Float[Array, "batch time dim"]
-    zm: Float[Array, "batch time dim"]  # the part of m's logit that z gives, bias included
+    z: Float[Array, "batch *time dim"]
+    gamma: Float[Array, "batch *time dim"]
+    zm: Float[Array, "batch *time dim"]  # the part of m's logit that z gives, bias included
 
 
 class CoreWeights(NamedTuple):
-    """The weights that multiply h_{t-1}: [W_g ; h part of W_m] side by side, and b_g."""
+    """The weights that multiply h_{t-1}, and the bias of g."""
 
-    W: Float[Array, "dim two_dim"]
+    W: Float[Array, "dim two_dim"]  # W_g and the h part of W_m, side by side
     b_g: Float[Array, "dim"]
 
 
@@ -44,16 +43,16 @@ def recurrence(
     """Runs the recurrence over time.
 
     Args:
-        inputs: z, gamma and zm for every step.
+        inputs: z, gamma and zm of every step.
         weights: the recurrent weights.
         h0: the state before the first step.
         start: true where a document starts; the state before such a step is zero.
         mu: the weight of the gated integration.
-        impl: "scan" (`lax.scan` with a hand-written reverse scan) or "autodiff" (the same scan,
-            differentiated by JAX: the slow one, kept as a check).
+        impl: "scan" (`lax.scan` with a hand-written reverse scan) or "autodiff" (the same scan
+            differentiated by JAX, which is slower and serves as a check).
 
     Returns:
-        h_t for every step, in the dtype of the inputs.
+        h_t of every step, in the dtype of the inputs.
 
     Raises:
         ValueError: `impl` is neither of the two.
@@ -65,26 +64,41 @@ def recurrence(
     raise ValueError(f"unknown recurrence impl {impl!r}; choose 'scan' or 'autodiff'")
 
 
+def gates(
+    inputs: CoreInputs, weights: CoreWeights, h_prev: Float[Array, "batch *time dim"], mu: float
+) -> tuple[Array, Array, Array]:
+    """g_t, m_t and f_t, of one step or of all steps at once."""
+    logit_g, logit_m = jnp.split(h_prev @ weights.W, 2, axis=-1)
+    g = jax.nn.sigmoid(logit_g + weights.b_g)
+    m = jax.nn.sigmoid(logit_m + inputs.zm)
+    return g, m, inputs.gamma + mu * (1 - m + inputs.gamma)
+
+
+def states_before(
+    h0: Float[Array, "batch dim"],
+    h: Float[Array, "batch time dim"],
+    start: Bool[Array, "batch time"],
+) -> Float[Array, "batch time dim"]:
+    """h_{t-1} of every step: zero where a document starts."""
+    h_prev = jnp.concatenate([h0[:, None], h[:, :-1]], axis=1)
+    return jnp.where(start[:, :, None], 0.0, h_prev)
+
+
 def _time_major(x: Array) -> Array:
     return jnp.swapaxes(x, 0, 1)
 
 
 def _forward_scan(mu, inputs, weights, h0, start):
-    dim = h0.shape[-1]
-
     def step(h, x):
-        z, gamma, zm, start_t = x
+        inputs_t, start_t = x
         h = jnp.where(start_t[:, None], 0.0, h)
-        logits = h @ weights.W
-        g = jax.nn.sigmoid(logits[:, :dim] + weights.b_g)
-        m = jax.nn.sigmoid(logits[:, dim:] + zm)
-        h = (g + mu * m) * z + (gamma + mu * (1 - m + gamma)) * h
+        g, m, f = gates(inputs_t, weights, h, mu)
+        h = (g + mu * m) * inputs_t.z + f * h
         return h, h
 
-    xs = jax.tree.map(_time_major, (*inputs, start))
     # Not unrolled: XLA's CPU compiler would compute each step again in the fusions of the next.
-    _, hs = lax.scan(step, h0, xs)
-    return _time_major(hs)
+    _, h = lax.scan(step, h0, jax.tree.map(_time_major, (inputs, start)))
+    return _time_major(h)
 
 
 _scan_with_custom_vjp = jax.custom_vjp(_forward_scan, nondiff_argnums=(0,))
@@ -96,41 +110,36 @@ def _forward(mu, inputs, weights, h0, start):
 
 
 def _backward(mu, residuals, grad_h):
-    """dL/dh_{t-1} = f_t * d_t + (da_t) W^T with d_t = dL/dh_t, da_t = d_t * (dh_t / d logits_t).
+    """With d_t = dL/dh_t, and a_t the logits of both gates:
 
-    Only that line is sequential. The gates come from one matmul over all steps before it, the
-    gradients of the weights and the inputs from one after it.
+        da_t = [d_t ; d_t] * dh_t/da_t
+        d_{t-1} = dL/dh_{t-1} (from outside) + f_t d_t + da_t W^T
+
+    Only these two lines are sequential. The gates come from one matmul over all steps before them,
+    the gradients of weights and inputs from one after them.
     """
     inputs, weights, h0, start, h = residuals
-    z, gamma, zm = inputs
-    dim = h0.shape[-1]
-    h_prev = jnp.concatenate([h0[:, None], h[:, :-1]], axis=1)
-    h_prev = jnp.where(start[:, :, None], 0.0, h_prev)
-
-    logits = h_prev @ weights.W
-    g = jax.nn.sigmoid(logits[..., :dim] + weights.b_g)
-    m = jax.nn.sigmoid(logits[..., dim:] + zm)
-    keep = gamma + mu * (1 - m + gamma)
-    slope_g = z * g * (1 - g)
-    slope_m = mu * (z - h_prev) * m * (1 - m)
+    h_prev = states_before(h0, h, start)
+    g, m, f = gates(inputs, weights, h_prev, mu)
+    slope_g = inputs.z * g * (1 - g)
+    slope_m = mu * (inputs.z - h_prev) * m * (1 - m)
     slopes = jnp.concatenate([slope_g, slope_m], axis=-1)
-    going_on = 1.0 - start[:, :, None].astype(h.dtype)  # nothing flows back beyond a start
-    transposed = lax.optimization_barrier(weights.W.T)
+    same_document = 1.0 - start[:, :, None].astype(h.dtype)  # nothing flows back beyond a start
 
     def step(carry, x):
-        grad, keep_t, slopes_t = x
-        d = grad + carry
+        grad_t, f_t, slopes_t = x
+        d = grad_t + carry
         da = jnp.concatenate([d, d], axis=-1) * slopes_t
-        return d * keep_t + da @ transposed, d
+        return f_t * d + da @ weights.W.T, d
 
-    xs = jax.tree.map(_time_major, (grad_h, going_on * keep, going_on * slopes))
+    xs = jax.tree.map(_time_major, (grad_h, same_document * f, same_document * slopes))
     grad_h0, d = lax.scan(step, jnp.zeros_like(h0), xs, reverse=True)
     d = _time_major(d)
 
     da = jnp.concatenate([d, d], axis=-1) * slopes
     da_g, da_m = jnp.split(da, 2, axis=-1)
-    grad_inputs = CoreInputs(z=d * (g + mu * m), gamma=d * (1 + mu) * h_prev, zm=da_m)
-    grad_weights = CoreWeights(W=weight_gradient(h_prev, da), b_g=bias_gradient(da_g))
+    grad_inputs = CoreInputs(z=(g + mu * m) * d, gamma=(1 + mu) * h_prev * d, zm=da_m)
+    grad_weights = CoreWeights(W=jnp.einsum("btm,btn->mn", h_prev, da), b_g=da_g.sum((0, 1)))
     return grad_inputs, grad_weights, grad_h0, None
 
 

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mmrec_jax.model.memory import rotate_by
+from mmrec_jax.model.memory import rotate
 
 # Queries looked at together: bounds memory to B H GROUP T floats, whatever T is.
 GROUP = 64
@@ -53,7 +53,7 @@ def use_without_eviction(
         u in [0, 1], and a mask: false for tokens that no query looked at could have used.
     """
     q, k, window_logsumexp = lax.stop_gradient((q, k, window_logsumexp))
-    q = rotate_by(q, short_term + chunk_len)
+    q = rotate(q, [short_term + chunk_len])
     batch, heads, time, head_dim = q.shape
     stride = -(-time // max_queries)
     offset = stride - 1 if key is None else jax.random.randint(key, (), 0, stride)

@@ -58,7 +58,7 @@ def train(config: Config, path: Path, profile: bool = False) -> bool:
         UserError: bad input, a workdir of another run, a loss that is not finite, a full disk.
         Interrupted: SIGTERM or Ctrl-C, after the state was saved.
     """
-    run = _plan_run(config, path)
+    run = plan_run(config, path)
     workdirs.prepare(path, config, run.dataset)
     with workdirs.locked(path), StopSignals() as signals:
         checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
@@ -138,7 +138,7 @@ def _hooks(run: Run, journal: Journal) -> list[Hook]:
     ]
 
 
-def _plan_run(config: Config, path: Path) -> Run:
+def plan_run(config: Config, path: Path) -> Run:
     """All that a run needs. Whatever is wrong with the config or the corpus shows here.
 
     Raises:

@@ -11,11 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from mmrec_jax.data.dataset import load_dataset
-from mmrec_jax.learning.evaluate import evaluate
+from mmrec_jax.learning.evaluate import evaluate, make_eval_step
 from mmrec_jax.learning.step import init_train_state
 from mmrec_jax.runs.workdir import open_run
-from mmrec_jax.training.loop import Trainer
+from mmrec_jax.training.loop import plan_run
 from small_runs import (
     command,
     environment,
@@ -112,12 +111,12 @@ def test_kills_at_any_time_change_no_bit(undisturbed, cache, tmp_path):
     assert losses(workdir) == losses(undisturbed)
 
 
-def last_state(opened, trainer):
+def last_state(opened, planned):
     """All of the last checkpoint: parameters, the optimizer's state and memory."""
-    like = init_train_state(opened.config, trainer.optimizer, jax.random.key(1))
+    like = init_train_state(opened.config, planned.optimizer, jax.random.key(1))
     state, progress = opened.checkpoints.restore_newest(like, pytest.fail)
     assert progress["finished"]
-    assert int(state.step) == trainer.total_steps
+    assert int(state.step) == planned.total_steps
     return state
 
 
@@ -133,17 +132,16 @@ def test_a_kill_changes_no_bit_of_a_run_that_carries_memory(tmp_path, monkeypatc
     assert resumed_from(result) in (20, 40)
     assert losses(killed) == losses(undisturbed)
     opened = open_run(undisturbed)
-    trainer = Trainer(opened.config, undisturbed, load_dataset(opened.config))
-    expected = last_state(opened, trainer)
+    planned = plan_run(opened.config, undisturbed)
+    expected = last_state(opened, planned)
     assert all(np.any(layer.h) for layer in expected.memory.layers)
-    actual = last_state(open_run(killed), trainer)
+    actual = last_state(open_run(killed), planned)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
     # Validation reads on from window to window as well.
+    eval_step = make_eval_step(opened.config.model)
     carried, fresh = (
-        evaluate(
-            trainer.eval_step, expected.params, opened.split("validation"), opened.config, carry
-        ).loss
+        evaluate(eval_step, expected.params, opened.split("validation"), opened.config, carry).loss
         for carry in (True, False)
     )
     kind, _, logged = losses(undisturbed)[-1]
