@@ -10,12 +10,16 @@ from absl import flags
 from ml_collections import config_flags
 
 from mmrec_jax.commands import cli
+from mmrec_jax.commands.config_help import text
 from mmrec_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config.name>.")
 _REPORT = flags.DEFINE_bool("report", True, "Write report.html when training has ended.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Record a few steps, and tell where time goes.")
+_HELP_CONFIG = flags.DEFINE_bool(
+    "help_config", False, "Print every knob of a config with its meaning, and stop."
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run will cost, and stop.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "For --dry_run: devices to divide the run among.")
 _TOKENS = flags.DEFINE_float("tokens", 0, "For --dry_run: tokens to train on, such as 1e9.")
@@ -23,6 +27,11 @@ _FLOPS = flags.DEFINE_float("flops", 0, "For --dry_run: FLOP/s that one device r
 
 
 def main():
+    if _HELP_CONFIG.value:
+        print(text())
+        return
+    cli.require("config")
+
     from mmrec_jax.config import from_mapping
     from mmrec_jax.report.plan import print_plan, print_plans
     from mmrec_jax.training.ladder import climb, is_ladder, rung_configs
@@ -55,4 +64,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["config"])
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""What the memories are worth: facts that must be recalled after noise (data/recall.py).
+"""What the memories are worth: facts that must be recalled after noise (data/sources/recall.py).
 
     python train.py --config=configs/recall.py
     python eval.py --workdir=runs/recall --suite=recall
@@ -7,7 +7,7 @@ The state is of constant size; texts of at most 128 tokens are seen in training.
 each part does: `--config=configs/recall.py:no_long_term` and so on, see VARIANTS.
 """
 
-import ml_collections
+from mmrec_jax.config import default_config
 
 VARIANTS = {
     "full": {},
@@ -28,10 +28,10 @@ VARIANTS = {
 def get_config(variant="full"):
     if variant not in VARIANTS:
         raise ValueError(f"there is no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-    config = ml_collections.ConfigDict()
+    config = default_config()
     config.name = "recall" if variant == "full" else f"recall_{variant}"
 
-    config.model = model = ml_collections.ConfigDict()
+    model = config.model
     model.vocab_size = 192  # V
     model.dim = 64  # D
     model.num_layers = 2  # L
@@ -39,31 +39,19 @@ def get_config(variant="full"):
     model.chunk_len = 32  # C
     model.short_term = 32  # S
     model.long_term = 24  # M
-    model.shifted_keys = True
-    model.saliency_weight = 0.3
-    model.saliency_queries = 256
 
-    config.data = data = ml_collections.ConfigDict()
+    data = config.data
     data.source = "recall"
     data.tokenizer = "word"
-    data.sample_seed = 0
-    data.recall_pairs = 8  # asked for, all of them, at the end of a text
-    data.recall_fewest = 0  # pairs of a training text, at least; 0: recall_pairs in each
-    data.recall_steps = 300  # an epoch
+    data.recall_pairs = 8
+    data.recall_steps = 300
 
-    config.train = train = ml_collections.ConfigDict()
-    train.seed = 0
+    train = config.train
     train.batch_size = 16
     train.seq_len = 128
     train.num_epochs = 5
     train.learning_rate = 2e-3
-    train.initial_learning_rate = 0.0
-    train.final_learning_rate = 0.0
-    train.warmup_steps = 100
     train.weight_decay = 0.01
-    train.b1 = 0.9
-    train.b2 = 0.95
-    train.clip_norm = 1.0
     train.eval_batch_size = 32
     train.checkpoint_every = 300
     train.keep_checkpoints = 1

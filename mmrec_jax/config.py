@@ -1,248 +1,321 @@
-"""Configuration: frozen, validated dataclasses, made in one place from a ConfigDict.
+"""Every knob of a run: its name, type, default, meaning and check.
 
-A config file (`configs/tiny.py`) returns an ml_collections ConfigDict, so that a command line can
-override any knob; the rest of the code sees only the dataclasses below.
+A config file (`configs/tiny.py`) starts from `default_config()`, a ConfigDict in which a command
+line can override any knob; `from_mapping` makes the frozen dataclasses below of it, and the rest of
+the code sees only those. `python train.py --help_config` prints this list, and docs/config.md is
+made from it.
 """
 
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
-from mmrec_jax.errors import UserError, nearest
+from mmrec_jax import knobs
+from mmrec_jax.knobs import Section, above, at_least, between, from_to, knob, one_of, require
+
+SOURCES = ("sample", "text", "jsonl", "python_docs", "tfds", "recall")
+TOKENIZERS = ("char", "byte", "bpe", "word")
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """The shape of the model. Symbols in brackets are those of docs/architecture.md."""
 
+    PREFIX: ClassVar[str] = "model."
 
-def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def _require_at_least(section: str, config: Any, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value >= least, f"{section}.{name} is {value}; it must be at least {least}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a model. Symbols in brackets are those of docs/architecture.md."""
-
-    vocab_size: int  # [V]
-    dim: int  # [D] width of the residual stream and of the recurrent state
-    num_layers: int  # [L]
-    num_heads: int  # [H] heads of the attention over short- and long-term memory
-    chunk_len: int  # [C] tokens between two consolidations
-    short_term: int  # [S] tokens kept before the current chunk; a multiple of chunk_len
-    long_term: int  # [M] slots per head for salient older tokens; 0 switches long-term memory off
-    dropout: float = 0.0
-    mu: float = 0.1  # weight of the gated integration in the core
-    shifted_keys: bool = True  # even heads use the key of the token before
-    saliency_weight: float = 0.3  # weight of the loss that teaches saliency to predict use
-    saliency_queries: int = 256  # queries a sequence that this loss looks at, at most
-    use_dpg: bool = False  # low-rank term in the decay logit
-    dpg_rank: int = 128
-    use_uboo: bool = False  # auxiliary loss that predicts the state
-    uboo_weight: float = 0.1
-    dtype: str = "float32"  # of everything but the recurrence, the softmax and the parameters
-    remat: bool = False  # recompute each block in the backward pass: less memory, more time
+    vocab_size: int = knob("[V] Number of token ids; a corpus may use fewer.", check=at_least(1))
+    dim: int = knob(
+        "[D] Width of the residual stream and of the recurrent state.", check=at_least(1)
+    )
+    num_layers: int = knob("[L] Number of blocks.", check=at_least(1))
+    num_heads: int = knob("[H] Number of attention heads.", check=at_least(1))
+    chunk_len: int = knob("[C] Tokens between two consolidations.", check=at_least(1))
+    short_term: int = knob(
+        "[S] Tokens in sight before the current chunk, a multiple of chunk_len.", check=at_least(0)
+    )
+    long_term: int = knob(
+        "[M] Slots per head for salient older tokens; 0 switches long-term memory off.",
+        check=at_least(0),
+    )
+    dropout: float = knob(
+        "Dropout rate on the output of both halves of a block and inside the feed-forward.",
+        0.0,
+        from_to(0, 1),
+    )
+    mu: float = knob("Weight of the gated integration in the recurrence.", 0.1, between(0, 1))
+    shifted_keys: bool = knob(
+        "Whether even heads use the key of the token before, and so find what came after an "
+        "earlier occurrence.",
+        True,
+    )
+    saliency_weight: float = knob(
+        "Weight of the loss that teaches saliency to predict use.", 0.3, at_least(0)
+    )
+    saliency_queries: int = knob(
+        "Queries per sequence that this loss examines, at most.", 256, at_least(1)
+    )
+    use_dpg: bool = knob("Whether the decay's logit has a low-rank term (DPG).", False)
+    dpg_rank: int = knob("Rank of that term.", 128, at_least(1))
+    use_uboo: bool = knob("Whether an auxiliary loss predicts the state (UBOO).", False)
+    uboo_weight: float = knob("Weight of that loss.", 0.1, at_least(0))
+    dtype: str = knob(
+        "Dtype of everything but the parameters, the recurrence and the softmax, which are float32 "
+        "or wider.",
+        "float32",
+        one_of("float32", "bfloat16", "float64"),
+    )
+    remat: bool = knob(
+        "Whether to recompute each block in the backward pass: less memory, more time.", False
+    )
 
     def __post_init__(self):
-        _require_at_least(
-            "model", self, 1, "vocab_size", "dim", "num_layers", "num_heads", "chunk_len",
-            "saliency_queries", "dpg_rank",
-        )  # fmt: skip
-        _require_at_least(
-            "model", self, 0, "short_term", "long_term", "saliency_weight", "uboo_weight"
-        )
-        _require(
+        super().__post_init__()
+        require(
             self.dim % self.num_heads == 0,
             f"model.dim {self.dim} is not divisible by model.num_heads {self.num_heads}",
         )
-        _require(
+        require(
             self.head_dim % 2 == 0,
             f"model.dim / model.num_heads is {self.head_dim}; rotary positions need an even number",
         )
-        _require(
+        require(
             self.dim % 4 == 0,
-            f"model.dim {self.dim} is not divisible by 4 (decay MLPs are D/4 wide)",
+            f"model.dim {self.dim} is not divisible by 4 (the decay MLPs are D/4 wide)",
         )
-        _require(
+        require(
             self.short_term % self.chunk_len == 0,
             f"model.short_term {self.short_term} is not a multiple of model.chunk_len "
             f"{self.chunk_len}",
         )
-        _require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it must be in [0, 1)")
-        _require(0 < self.mu < 1, f"model.mu is {self.mu}; it must be between 0 and 1")
-        _require_choice("model.dtype", self.dtype, ("float32", "bfloat16", "float64"))
 
     @property
     def head_dim(self) -> int:
-        """[K] width of a head."""
+        """[K] Width of a head."""
         return self.dim // self.num_heads
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where the text comes from and how it is split."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """Where the text comes from, how it is split, and how it becomes tokens."""
 
-    source: str  # "sample", "text", "jsonl", "python_docs", "tfds" (data/corpora.py) or "recall"
-    path: str = ""  # for "text" and "jsonl": a file, a folder, or a glob such as "books/*.txt"
-    field: str = "text"  # for "jsonl" and "tfds": where in each document the text is
-    tfds_name: str = ""  # for "tfds": such as "c4/en" or "my_corpus:1.0.0"
-    tfds_dir: str = ""  # for "tfds": the folder of datasets; "": TFDS's own choice
-    tfds_split: str = ""  # for "tfds": what to train on, such as "train[:10%]"; "": "train"
-    tokenizer: str = "char"  # "byte", "bpe", a path to a tokenizer.json; "word" for "recall"
-    # Of the characters, contiguous, at the end of the corpus: where it has no splits of its own.
-    validation_fraction: float = 0.05  # before the test split
-    test_fraction: float = 0.05
-    sample_seed: int = 0  # for "sample" and "recall"
-    sample_chars: int = 64_600  # for "sample": least number of characters of the training split
-    recall_pairs: int = 8  # for "recall": keys with a value that a text asks for
-    recall_fewest: int = 0  # for "recall": such pairs of a training text; 0: recall_pairs in each
-    recall_steps: int = 100  # for "recall": steps an epoch
+    PREFIX: ClassVar[str] = "data."
+
+    source: str = knob(
+        'Kind of corpus: generated sentences ("sample"), files ("text", "jsonl"), Python\'s '
+        'documentation, a TensorFlow dataset ("tfds"), or the recall tasks.',
+        check=one_of(*SOURCES),
+    )
+    path: str = knob(
+        'For "text" and "jsonl": a file, a folder, or a glob such as "books/*.txt".', ""
+    )
+    field: str = knob('For "jsonl" and "tfds": the field of a document with its text.', "text")
+    tfds_name: str = knob('For "tfds": the dataset, such as "c4/en" or "my_corpus:1.0.0".', "")
+    tfds_dir: str = knob('For "tfds": the folder of datasets; "" leaves the choice to TFDS.', "")
+    tfds_split: str = knob(
+        'For "tfds": what to train on, such as "train[:10%]"; "" is "train".', ""
+    )
+    tokenizer: str = knob(
+        '"char", "byte", "bpe", the path of a tokenizer.json, or "word" for "recall".', "char"
+    )
+    validation_fraction: float = knob(
+        "Share of the characters held out for validation, before the test split, where the corpus "
+        "has no splits of its own.",
+        0.05,
+        between(0, 0.5),
+    )
+    test_fraction: float = knob(
+        "Share of the characters held out for the test, at the end of the corpus.",
+        0.05,
+        from_to(0, 0.5),
+    )
+    sample_seed: int = knob('For "sample" and "recall": seed of the generated text.', 0)
+    sample_chars: int = knob(
+        'For "sample": characters of the training split, at least.', 64_600, at_least(1)
+    )
+    recall_pairs: int = knob(
+        'For "recall": keys with a value that a text asks for.', 8, at_least(1)
+    )
+    recall_fewest: int = knob(
+        'For "recall": the fewest such pairs in a training text; 0 puts recall_pairs in each.',
+        0,
+        at_least(0),
+    )
+    recall_steps: int = knob('For "recall": steps per epoch.', 100, at_least(1))
 
     def __post_init__(self):
-        sources = ("sample", "text", "jsonl", "python_docs", "tfds", "recall")
-        _require_choice("data.source", self.source, sources)
-        if not self.tokenizer.endswith(".json"):
-            kinds = ("char", "byte", "bpe", "word", "or a path that ends in .json")
-            _require_choice("data.tokenizer", self.tokenizer, kinds)
-        _require(
+        super().__post_init__()
+        require(
+            self.tokenizer in TOKENIZERS or self.tokenizer.endswith(".json"),
+            f"data.tokenizer is {self.tokenizer!r}; it must be one of {', '.join(TOKENIZERS)}, or "
+            "a path that ends in .json",
+        )
+        require(
             (self.tokenizer == "word") == (self.source == "recall"),
-            f"data.tokenizer is {self.tokenizer!r}, data.source {self.source!r}: 'word' and "
+            f"data.tokenizer is {self.tokenizer!r} and data.source is {self.source!r}: 'word' and "
             "'recall' go together",
         )
-        _require(
+        require(
             self.source not in ("text", "jsonl") or self.path != "",
             f"data.source is {self.source!r} but data.path is empty; give a file, a folder or a "
             "glob, such as --config.data.path='books/*.txt'",
         )
-        _require(
+        require(
             self.source != "tfds" or self.tfds_name != "",
             "data.source is 'tfds' but data.tfds_name is empty; give the name of a dataset, such "
             "as --config.data.tfds_name=c4/en",
         )
-        for name, least in (("validation_fraction", 1e-9), ("test_fraction", 0)):
-            value = getattr(self, name)
-            _require(least <= value < 0.5, f"data.{name} is {value}; it must be between 0 and 0.5")
-        _require_at_least("data", self, 1, "sample_chars", "recall_pairs", "recall_steps")
-        _require(
-            0 <= self.recall_fewest <= self.recall_pairs,
-            f"data.recall_fewest is {self.recall_fewest}; it must be between 0 and "
-            f"data.recall_pairs, {self.recall_pairs}",
+        require(
+            self.recall_fewest <= self.recall_pairs,
+            f"data.recall_fewest is {self.recall_fewest}; it must be at most data.recall_pairs, "
+            f"{self.recall_pairs}",
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """How the model is trained."""
 
-    seed: int
-    batch_size: int  # sequences a step, all accumulated micro-batches together
-    seq_len: int  # [T] tokens a sequence; a multiple of model.chunk_len
-    num_epochs: int
-    learning_rate: float  # peak, reached after warmup_steps
-    initial_learning_rate: float  # at the start of the warm-up
-    final_learning_rate: float  # at the end of the cosine decay, which is the end of training
-    warmup_steps: int
-    weight_decay: float  # on matrices only
-    b1: float
-    b2: float
-    clip_norm: float  # largest global norm of the gradient
-    num_steps: int = 0  # steps in all, instead of num_epochs
-    num_tokens: int = 0  # tokens in all, instead of num_epochs or num_steps
-    carry_memory: bool = False  # sequences go on from those of the step before, without gradient
-    carry_windows: int = 0  # sequences a lane reads on before it starts elsewhere; 0: to its end
-    accumulate_steps: int = 1  # micro-batches whose gradients are averaged into one step
-    eval_every: int = 0  # steps between evaluations besides those after each epoch; 0 for none
-    eval_batch_size: int = 8
-    patience: int = 0  # evaluations without improvement before training stops; 0 for never
-    min_improvement: float = 0.0  # nats a token; what improves by less has not, for patience
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 3  # newest ones kept, besides the best
-    log_every: int = 10  # steps between two progress lines where there is no terminal
+    PREFIX: ClassVar[str] = "train."
+
+    seed: int = knob(
+        "Seed of the initial parameters, the order of the windows, and dropout.", 0, at_least(0)
+    )
+    batch_size: int = knob("Sequences per step, in all micro-batches together.", check=at_least(1))
+    seq_len: int = knob(
+        "[T] Tokens per sequence, a multiple of model.chunk_len.", check=at_least(1)
+    )
+    num_epochs: int = knob("Epochs to train for.", 1, at_least(1))
+    num_steps: int = knob("Steps to train for, instead of num_epochs; 0 for none.", 0, at_least(0))
+    num_tokens: int = knob(
+        "Tokens to train on, instead of num_epochs or num_steps; 0 for none.", 0, at_least(0)
+    )
+    learning_rate: float = knob(
+        "Peak learning rate of AdamW, reached after warmup_steps.", check=at_least(0)
+    )
+    initial_learning_rate: float = knob(
+        "Learning rate at the start of the warm-up.", 0.0, at_least(0)
+    )
+    final_learning_rate: float = knob(
+        "Learning rate at the end of the cosine decay, which is the end of training.",
+        0.0,
+        at_least(0),
+    )
+    warmup_steps: int = knob("Steps of linear warm-up.", 100, at_least(0))
+    weight_decay: float = knob("Weight decay of AdamW, on matrices only.", 0.1, at_least(0))
+    b1: float = knob("Decay of AdamW's first moment.", 0.9, from_to(0, 1))
+    b2: float = knob("Decay of AdamW's second moment.", 0.95, from_to(0, 1))
+    clip_norm: float = knob("Largest global norm of the gradient.", 1.0, above(0))
+    carry_memory: bool = knob(
+        "Whether each row of the batch reads on from the memory of the step before. No gradient "
+        "flows back into that memory.",
+        False,
+    )
+    carry_windows: int = knob(
+        "Sequences that a row reads on before it starts elsewhere; 0 for its whole share of the "
+        "corpus.",
+        0,
+        at_least(0),
+    )
+    accumulate_steps: int = knob(
+        "Micro-batches whose gradients are averaged into one step.", 1, at_least(1)
+    )
+    eval_every: int = knob(
+        "Steps between evaluations, besides those after each epoch; 0 for none.", 0, at_least(0)
+    )
+    eval_batch_size: int = knob("Sequences per step of an evaluation.", 8, at_least(1))
+    patience: int = knob(
+        "Evaluations in a row without improvement before training stops; 0 for never.",
+        0,
+        at_least(0),
+    )
+    min_improvement: float = knob(
+        "Nats per token by which an evaluation must be better to count as an improvement.",
+        0.0,
+        at_least(0),
+    )
+    checkpoint_every: int = knob("Steps between checkpoints.", 100, at_least(1))
+    keep_checkpoints: int = knob("Newest checkpoints to keep, besides the best.", 3, at_least(1))
+    log_every: int = knob(
+        "Steps between progress lines where there is no terminal.", 10, at_least(1)
+    )
 
     def __post_init__(self):
-        _require_at_least(
-            "train", self, 1, "batch_size", "seq_len", "num_epochs", "accumulate_steps",
-            "eval_batch_size", "checkpoint_every", "keep_checkpoints", "log_every",
-        )  # fmt: skip
-        _require_at_least(
-            "train", self, 0, "seed", "warmup_steps", "weight_decay", "learning_rate",
-            "initial_learning_rate", "final_learning_rate", "eval_every", "patience",
-            "carry_windows", "num_steps", "num_tokens", "min_improvement",
-        )  # fmt: skip
-        _require(self.clip_norm > 0, f"train.clip_norm is {self.clip_norm}; it must be above 0")
-        for name in ("b1", "b2"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"train.{name} is {value}; it must be in [0, 1)")
-        _require(
+        super().__post_init__()
+        require(
             self.batch_size % self.accumulate_steps == 0,
             f"train.batch_size {self.batch_size} is not divisible by train.accumulate_steps "
             f"{self.accumulate_steps}",
         )
-        _require(
+        require(
             not (self.num_steps and self.num_tokens),
-            f"train.num_steps is {self.num_steps} and train.num_tokens {self.num_tokens}: give one "
-            "of them, and 0 for the other",
+            f"train.num_steps is {self.num_steps} and train.num_tokens is {self.num_tokens}: give "
+            "one of them, and 0 for the other",
         )
 
     @property
     def step_tokens(self) -> int:
-        """Tokens a step."""
+        """Tokens per step."""
         return self.batch_size * self.seq_len
 
     @property
     def fixed_steps(self) -> int:
-        """Steps in all, where the config says it; 0 where the corpus does, by epochs."""
+        """Steps of the whole training where the config sets them; 0 where the epochs do."""
         return self.num_steps or -(-self.num_tokens // self.step_tokens)
 
 
-@dataclasses.dataclass(frozen=True)
-class GrowthConfig:
-    """How a run starts from the model of another one (Config.init_from)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrowthConfig(Section):
+    """How the model starts where it grows from that of another run (init_from)."""
 
-    checkpoint: str = "best"  # of that run: best, latest, final or a step
-    placement: str = "top"  # new layers: after all others ("top") or between them ("spread")
-    moments: str = "fresh"  # Adam's: "fresh", or those of that run ("grown")
-    noise: float = 1.0  # new weights start as in a fresh model, times this
-    # Learning rate of what the source had, as a share of that of the new; where it is not 1, the
-    # source has to stay.
-    old_rate: float = 1.0
-    warmup_steps: int = 20  # instead of train.warmup_steps
+    PREFIX: ClassVar[str] = "growth."
 
-    def __post_init__(self):
-        _require_choice("growth.placement", self.placement, ("top", "spread"))
-        _require_choice("growth.moments", self.moments, ("fresh", "grown"))
-        _require_at_least("growth", self, 0, "warmup_steps", "old_rate")
-        _require(
-            self.noise > 0,
-            f"growth.noise is {self.noise}; it must be above 0, or new weights could not learn",
-        )
+    checkpoint: str = knob('Checkpoint of that run: "best", "latest", "final" or a step.', "best")
+    placement: str = knob(
+        "Where new layers go: after all others, or spread between them.",
+        "top",
+        one_of("top", "spread"),
+    )
+    moments: str = knob(
+        "Adam's moments: fresh, or grown from those of that run.",
+        "fresh",
+        one_of("fresh", "grown"),
+    )
+    noise: float = knob(
+        "Scale of the new weights, as a multiple of those of a fresh model.", 1.0, above(0)
+    )
+    old_rate: float = knob(
+        "Learning rate of the old weights, as a multiple of that of the new. Where it is not 1, "
+        "that run has to stay on disk.",
+        1.0,
+        at_least(0),
+    )
+    warmup_steps: int = knob(
+        "Steps of linear warm-up, instead of train.warmup_steps.", 20, at_least(0)
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything a run needs, saved in its workdir."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Section):
+    """Everything that defines a run; saved in its workdir."""
 
-    name: str  # the default workdir is runs/<name>
+    name: str = knob("Name of the run; its workdir is runs/<name> by default.")
+    init_from: str = knob(
+        'Workdir of a run whose model this one grows from; "" for a fresh model.', ""
+    )
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    init_from: str = ""  # the workdir of a run whose model this one grows from; "": starts fresh
     growth: GrowthConfig = GrowthConfig()
 
     def __post_init__(self):
+        super().__post_init__()
         if self.init_from:
             train = dataclasses.replace(self.train, warmup_steps=self.growth.warmup_steps)
             object.__setattr__(self, "train", train)
-        _require(
+        require(
             self.train.seq_len % self.model.chunk_len == 0,
             f"train.seq_len {self.train.seq_len} is not a multiple of model.chunk_len "
             f"{self.model.chunk_len}",
@@ -250,6 +323,11 @@ class Config:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every knob at its default, for a config file to change; those without one are None."""
+    return knobs.to_config_dict(Config)
 
 
 def from_mapping(mapping: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
@@ -261,7 +339,7 @@ def from_mapping(mapping: Mapping[str, Any] | ml_collections.ConfigDict) -> Conf
     """
     if isinstance(mapping, ml_collections.ConfigDict):
         mapping = mapping.to_dict()
-    return _build(Config, mapping, "")
+    return knobs.from_mapping(Config, mapping)
 
 
 def differences(a: Config, b: Config) -> list[str]:
@@ -281,32 +359,3 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _build(cls: type, mapping: Mapping[str, Any], prefix: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for key in mapping:
-        _require(key in fields, f"unknown config key {prefix}{key}{nearest(key, list(fields))}")
-    values = {}
-    for name, field in fields.items():
-        if name not in mapping:
-            has_default = field.default is not dataclasses.MISSING
-            _require(has_default, f"config key {prefix}{name} is missing")
-            continue
-        value = mapping[name]
-        if dataclasses.is_dataclass(field.type):
-            _require(isinstance(value, Mapping), f"config key {prefix}{name} must be a section")
-            values[name] = _build(field.type, value, f"{prefix}{name}.")
-        else:
-            values[name] = _convert(f"{prefix}{name}", value, field.type)
-    return cls(**values)
-
-
-def _convert(key: str, value: Any, kind: type) -> Any:
-    if kind is float and type(value) is int:
-        return float(value)
-    _require(type(value) is kind, f"config key {key} is {value!r}; it must be {_KIND_NAMES[kind]}")
-    return value
-
-
-_KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}

@@ -57,7 +57,7 @@ def test_an_unknown_key_names_the_nearest(changes, fragments):
         assert fragment in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["name", "model.dim", "data.source", "train.seed"])
+@pytest.mark.parametrize("key", ["name", "model.dim", "data.source", "train.batch_size"])
 def test_a_missing_key_is_named(key):
     values = mapping()
     *sections, name = key.split(".")
@@ -72,7 +72,7 @@ def test_a_missing_key_is_named(key):
         ("model.dim", 16.0, "an integer"),
         ("model.dim", True, "an integer"),
         ("model.dim", "16", "an integer"),
-        ("model.dim", None, "an integer"),
+        ("model.dim", None, "missing"),
         ("model.dropout", "0.1", "a number"),
         ("model.dropout", True, "a number"),
         ("model.remat", 1, "true or false"),

@@ -32,6 +32,13 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 
 
+def require(*names: str) -> None:
+    """Raises UserError where a flag that is needed is not given."""
+    for name in names:
+        if flags.FLAGS[name].value is None:
+            raise UserError(f"--{name} is missing; see --help")
+
+
 def fail(message: str, exit_code: int = 1) -> None:
     """Prints one line and leaves at once: no background thread may print a traceback after it."""
     sys.stdout.flush()
@@ -41,9 +48,7 @@ def fail(message: str, exit_code: int = 1) -> None:
 
 def _checked(main, required):
     def checked(_):
-        for name in required:
-            if flags.FLAGS[name].value is None:
-                raise UserError(f"--{name} is missing; see --help")
+        require(*required)
         main()
 
     return checked
