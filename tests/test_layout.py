@@ -1,0 +1,43 @@
+"""The structure of the package, and what is made from it."""
+
+import subprocess
+import sys
+
+from PIL import Image
+
+from docs.draw_rooms import PICTURE, description
+from mmrec_jax.commands.config_help import markdown
+from small_runs import ROOT
+
+
+def test_the_picture_of_the_rooms_is_true():
+    drawn = Image.open(PICTURE).text["Description"]
+    assert drawn == description(), "draw it again: python -m docs.draw_rooms"
+
+
+def test_the_page_of_knobs_is_current():
+    command = "python -m mmrec_jax.commands.config_help > docs/config.md"
+    assert (ROOT / "docs/config.md").read_text() == markdown(), f"make it again: {command}"
+
+
+def test_importing_the_package_leaves_the_allocator_alone():
+    """Whatever a module of the package does when it is imported, glibc's mallopt is not called."""
+    code = (
+        "import ctypes, sys\n"
+        "opened = []\n"
+        "class Spy(ctypes.CDLL):\n"
+        "    def __getattr__(self, name):\n"
+        "        opened.append(name)\n"
+        "        return super().__getattr__(name)\n"
+        "ctypes.CDLL = Spy\n"
+        "{}\n"
+        "print('mallopt' in opened)\n"
+    )
+
+    def calls_mallopt(action):
+        command = [sys.executable, "-c", code.format(action)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        return result.stdout.split()[-1] == "True"
+
+    assert not calls_mallopt("import mmrec_jax")
+    assert calls_mallopt("from mmrec_jax.commands import process; process.keep_freed_memory()")
