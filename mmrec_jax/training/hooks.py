@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import optax
@@ -98,10 +98,7 @@ class Journal(NamedTuple):
     checkpoints: Checkpoints
 
 
-class Hook(Protocol):
-    """One concern of the training loop."""
-
-    def __call__(self, moment: Moment) -> None: ...
+Hook = Callable[[Moment], None]
 
 
 class FetchNumbers:

@@ -41,7 +41,7 @@ def test_the_rates_of_the_tiny_config(step, rate):
         ({"train__warmup_steps": 0}, 50),
         ({"train__warmup_steps": 9, "train__final_learning_rate": 0.0}, 10),
         ({"train__initial_learning_rate": 1e-2, "train__final_learning_rate": 2e-2}, 30),
-        ({"train__learning_rate": 0.0, "train__initial_learning_rate": 0.0}, 30),
+        ({f"train__{name}learning_rate": 0.0 for name in ("initial_", "", "final_")}, 30),
     ],
     ids=str,
 )

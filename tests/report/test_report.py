@@ -33,7 +33,8 @@ def finished(tmp_path_factory) -> Path:
     (folder / "corpus.txt").write_text(HOSTILE * 40)
     cfg = config(data__source="text", data__path=str(folder / "corpus.txt"), train__num_epochs=3)
     path = folder / "<i>run</i>"
-    train(cfg, path, report=True)
+    train(cfg, path)
+    write_report(path)
     return path
 
 
