@@ -1,8 +1,8 @@
-# make train and make test each set up all they need, on a bare machine with Python 3.11.
+# `make train` and `make test` each set up everything they need on a machine with Python 3.11.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
-# A process a core; tests of one file share what they train and compile.
+# One process per core; the tests of a file share one process, and so what they train and compile.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test test-slow lint format bench clean

@@ -1,9 +1,9 @@
-"""Speed of generation far into a text against its beginning, and against reading all of it again.
+"""Measures generation speed early and late in a text, and when the text is reread for each token.
 
     python -m benchmarks.generate                      # tiny, with fresh parameters
     python -m benchmarks.generate --far=1000000
 
-Rounds at the two positions alternate, so that a machine whose speed drifts slows both.
+Rounds at the two positions alternate, so that drift in the machine's speed affects both.
 """
 
 import statistics
@@ -13,9 +13,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Config to measure.")
-_NEAR = flags.DEFINE_integer("near", 1_000, "First position, tokens.")
-_FAR = flags.DEFINE_integer("far", 100_000, "Second position, tokens.")
-_TOKENS = flags.DEFINE_integer("tokens", 100, "Tokens a round.")
+_NEAR = flags.DEFINE_integer("near", 1_000, "First position, in tokens.")
+_FAR = flags.DEFINE_integer("far", 100_000, "Second position, in tokens.")
+_TOKENS = flags.DEFINE_integer("tokens", 100, "Tokens per round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds at each position.")
 
 
@@ -50,7 +50,7 @@ def main(_):
         print(f"read {position:,} tokens in {time.perf_counter() - start:.1f} s")
         write(sessions[position])
 
-    # The whole-sequence form as it would be used without a state: all that there is, once a token.
+    # Generation without a state: the whole-sequence form reads the complete text for every token.
     length = -(-_NEAR.value // config.chunk_len) * config.chunk_len
     graph, documents = model_graph(config), jnp.zeros((1, length), jnp.int32)
 
@@ -76,11 +76,11 @@ def main(_):
     for position, speed in speeds.items():
         state = sum(x.nbytes for x in jax.tree.leaves(sessions[position].state))
         print(f"at position {position:,}: {speed:,.0f} tokens/s, {state:,} bytes of state")
-    print(f"ratio of the two: {speeds[_FAR.value] / speeds[_NEAR.value]:.2f}")
+    print(f"ratio of the speeds: {speeds[_FAR.value] / speeds[_NEAR.value]:.2f}")
     again_speed = 1 / statistics.median(again_times)
     print(
-        f"reading {_NEAR.value:,} tokens again for each: {again_speed:,.0f} tokens/s; "
-        f"with the state {speeds[_NEAR.value] / again_speed:.1f} times as many"
+        f"rereading {_NEAR.value:,} tokens for each token: {again_speed:,.0f} tokens/s; "
+        f"with the state, {speeds[_NEAR.value] / again_speed:.1f} times as fast"
     )
 
 

@@ -1,11 +1,11 @@
-"""Growing against starting fresh: validation loss of mini against FLOPs, on a text of characters.
+"""Compares growing mini with training it from scratch: validation loss by FLOPs, on characters.
 
     python -m benchmarks.growth --text=tinyshakespeare.txt
     python -m benchmarks.growth --text=tinyshakespeare.txt --run=scratch_1e-3 --run=hot
 
-Each run is configs/shakespeare.py with what RUNS says; FLOPs (mmrec_jax/plan.py) of a grown run are
-those of all its sources too. What an earlier call has done is not done again. Prints a table, and
-draws growth.png beside the runs.
+Each run is configs/shakespeare.py with the changes in RUNS. The FLOPs (mmrec_jax/learning/cost.py)
+of a grown run include those of all its sources. Runs that an earlier call finished are not
+repeated. Prints a table and draws growth.png in the folder of the runs.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/growth", "Folder of the runs.")
 
 
 class Run(NamedTuple):
-    """A run: what it changes in configs/shakespeare.py, and the run it grows from."""
+    """A run: its changes to configs/shakespeare.py, and the run it grows from."""
 
     changes: str
     source: str = ""
@@ -33,17 +33,17 @@ MINI = "model.dim=256 model.num_layers=6 "
 HOT = MINI + "train.learning_rate=1e-3 train.num_steps=675 growth.checkpoint=latest "
 RUNS = {
     "tiny": Run(""),
-    "tiny_long": Run("train.num_steps=6800"),  # for as many FLOPs as a grown mini
+    "tiny_long": Run("train.num_steps=6800"),  # as many FLOPs as a grown mini
     "scratch_2e-3": Run(MINI + "train.learning_rate=2e-3"),
     "scratch_1e-3": Run(MINI + "train.learning_rate=1e-3"),
     "scratch_5e-4": Run(MINI + "train.learning_rate=5e-4"),
-    # From a source whose learning rate has decayed to the end: it has to rise again.
+    # From a source whose learning rate has fully decayed and has to rise again.
     "annealed_1e-3": Run(MINI + "train.num_steps=860 train.learning_rate=1e-3", "tiny"),
     "annealed_5e-4": Run(MINI + "train.num_steps=860 train.learning_rate=5e-4", "tiny"),
     "annealed_moments": Run(
         MINI + "train.num_steps=860 train.learning_rate=1e-3 growth.moments=grown", "tiny"
     ),
-    # From one that has it high still: one decay for both.
+    # From a source whose learning rate is still high: one decay spans both.
     "tiny_hot": Run("train.num_steps=3000 train.final_learning_rate=1e-3"),
     "hot": Run(HOT, "tiny_hot"),
     "hot_moments": Run(HOT + "growth.moments=grown", "tiny_hot"),
@@ -51,7 +51,7 @@ RUNS = {
     "hot_warmup_100": Run(HOT + "growth.warmup_steps=100", "tiny_hot"),
     "hot_noise_0.3": Run(HOT + "growth.noise=0.3", "tiny_hot"),
     "hot_old_rate_0.3": Run(HOT + "growth.old_rate=0.3", "tiny_hot"),
-    # Width and depth one after the other, at the same FLOPs.
+    # Width and depth one after the other, for the same FLOPs.
     "wide": Run(
         HOT + "model.num_layers=4 train.num_steps=300 train.final_learning_rate=6e-4", "tiny_hot"
     ),
@@ -61,13 +61,13 @@ RUNS = {
     ),
     "deep_then_wide": Run(HOT + "train.num_steps=597 train.learning_rate=6e-4", "deep"),
 }
-SHOWN = ("scratch_1e-3", "tiny_hot", "hot", "tiny_long")  # in the picture
+SHOWN = ("scratch_1e-3", "tiny_hot", "hot", "tiny_long")  # in the plot
 
-_RUN = flags.DEFINE_multi_enum("run", list(RUNS), list(RUNS), "Which to run, with their sources.")
+_RUN = flags.DEFINE_multi_enum("run", list(RUNS), list(RUNS), "Runs, with their sources.")
 
 
 class Curve(NamedTuple):
-    """Validation losses of a run, and at how many FLOPs, those of its sources included."""
+    """Validation losses of a run and the FLOPs at which they were measured, sources included."""
 
     flops: list[float]
     losses: list[float]
@@ -86,17 +86,17 @@ def main(_):
     print_table(curves)
     shown = {name: curves[name] for name in SHOWN if name in curves}
     if shown:
-        draw_curves(shown, "FLOPs of training, sources included", folder / "growth.png")
+        draw_curves(shown, "training FLOPs, including the sources", folder / "growth.png")
 
 
 def lineage(name: str) -> list[str]:
-    """A run, its source, the source of that, and so on."""
+    """A run, its source, the source of its source, and so on."""
     source = RUNS[name].source
     return [name, *(lineage(source) if source else [])]
 
 
 def command(folder: Path, name: str) -> list[str]:
-    """Trains a run; nothing happens where that was done."""
+    """The command that trains a run; it does nothing if the run has finished."""
     run = RUNS[name]
     source = [f"--config.init_from={folder / run.source}"] if run.source else []
     return [
@@ -127,12 +127,12 @@ def read_curve(folder: Path, name: str) -> Curve:
 
 
 def print_table(curves: dict[str, Curve]) -> None:
-    """Best losses; and at what share of its FLOPs a run is as good as the best fresh mini."""
+    """Prints losses, and the share of FLOPs at which a run matches the best mini from scratch."""
     fresh = [curve for name, curve in curves.items() if name.startswith("scratch")]
     target = min(fresh, key=lambda curve: min(curve.losses)) if fresh else None
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("run", no_wrap=True)
-    for name in ("FLOPs", "start loss", "best loss", "share", "as good at"):
+    for name in ("FLOPs", "start loss", "best loss", "share", "matched at"):
         table.add_column(name, justify="right")
     for name, curve in curves.items():
         share = good_at = ""

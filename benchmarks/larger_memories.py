@@ -1,4 +1,4 @@
-"""Validation loss of a trained model that is read with larger memories than it was trained with.
+"""Validation loss of a trained model with larger memories than it was trained with.
 
 python -m benchmarks.larger_memories --workdir=runs/shakespeare_carried
 """

@@ -1,9 +1,9 @@
-"""Validation loss and step time for several sizes of short- and long-term memory, side by side.
+"""Compares validation loss and step time for several sizes of short- and long-term memory.
 
     python -m benchmarks.memory_sizes                       # on the generated sentences
-    python -m benchmarks.memory_sizes --text=FILE           # on a text of your own
+    python -m benchmarks.memory_sizes --text=FILE           # on your own text
 
-Each model is the tiny one, trained for the same steps on the same batches.
+Each model is tiny with other memory sizes, trained for the same steps on the same batches.
 """
 
 import time
@@ -30,7 +30,7 @@ def main(_):
     from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
     from mmrec_jax.learning.step import init_train_state, make_train_step
 
-    print("    S     C     M   validation loss   ms a step")
+    print("    S     C     M   validation loss     ms/step")
     for size in _SIZES.value:
         short_term, chunk_len, long_term = map(int, size.split("/"))
         mapping = tiny.get_config()

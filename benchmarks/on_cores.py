@@ -1,4 +1,4 @@
-"""Runs commands side by side, as many as there are cores, each on a core of its own."""
+"""Runs as many commands in parallel as there are cores, each on its own core."""
 
 import concurrent.futures
 import functools
@@ -12,7 +12,7 @@ Command = list[str]  # a script and its flags
 
 
 def run_on_cores(jobs: dict[str, list[Command]]) -> None:
-    """Runs each job's commands one after the other, and prints how long it took.
+    """Runs jobs in parallel, the commands of a job in order; prints how long each job took.
 
     Raises:
         subprocess.CalledProcessError: a command failed.

@@ -1,12 +1,12 @@
-"""What the fast forms of mmrec_jax/model/ops.py are worth: the training step without each of them.
+"""Times the training step without each of the fast forms in mmrec_jax/model/ops.py.
 
     python -m benchmarks.ops                               # tiny: 2 x 256 tokens per step
     python -m benchmarks.ops --config=configs/shakespeare_carried.py \
         --config.data.source=text --config.data.path=tinyshakespeare.txt
 
-All variants are compiled in one process and take turns, in an order drawn anew for every round, so
-that a machine whose speed drifts slows all of them. "fast, again" is a second copy of the first
-line: how much the two differ is the noise of the measurement.
+All variants are compiled in one process and take turns, in a new random order in every round, so
+that drift in the machine's speed affects all of them. "fast, again" is a second copy of "fast": the
+difference between the two is the noise of the measurement.
 """
 
 import time
@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from mmrec_jax.commands import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Config to measure.")
-_ROUNDS = flags.DEFINE_integer("rounds", 25, "Rounds of each variant.")
+_ROUNDS = flags.DEFINE_integer("rounds", 25, "Rounds per variant.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Training steps per round.")
 
 

@@ -1,9 +1,9 @@
-"""What --dry_run says a training step needs beside what the compiler asks for.
+"""Compares the memory that --dry_run plans for a training step with what the compiler requests.
 
     python -m benchmarks.plan
     python -m benchmarks.plan --config=configs/mini.py --config.train.seq_len=256
 
-Nothing is run: the step is compiled for shapes alone.
+Nothing is executed; the step is only compiled, from shapes.
 """
 
 import time

@@ -1,9 +1,9 @@
-"""How fast and in how much memory a large text becomes tokens, and that a kill changes nothing.
+"""Measures time and memory of tokenizing a large text, and checks that a kill changes nothing.
 
     python -m benchmarks.prepare                                      # 200 MB, BPE, V 10,000
 
-Makes the text, prepares it, kills a second preparation half-way, starts that again, and compares
-the files. Memory is that of all processes together.
+Makes the text, prepares it, kills a second preparation halfway, restarts it, and compares the
+files. Memory is the total of all processes.
 """
 
 import os
@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 from absl import app, flags
 
-_FOLDER = flags.DEFINE_string("folder", "runs/prepare_benchmark", "For the text and the tokens.")
-_MEGABYTES = flags.DEFINE_integer("megabytes", 200, "Size of the text.")
-_VOCAB = flags.DEFINE_integer("vocab_size", 10_000, "V.")
+_FOLDER = flags.DEFINE_string("folder", "runs/prepare_benchmark", "Folder of text and tokens.")
+_MEGABYTES = flags.DEFINE_integer("megabytes", 200, "Size of the text in MB.")
+_VOCAB = flags.DEFINE_integer("vocab_size", 10_000, "Token ids, V.")
 
 SYLLABLES = (
     "ba", "ke", "lo", "mi", "nu", "ra", "se", "ti", "vo", "za", "chen", "dor", "fal", "gri", "hum",
@@ -28,7 +28,7 @@ SYLLABLES = (
 
 
 def make_text(path: Path, megabytes: int) -> None:
-    """Sentences of made-up words, 200,000 different ones, the n-th as frequent as 1 / n."""
+    """Writes sentences of 200,000 different made-up words; word n has frequency ~ 1 / n."""
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 5, 200_000)
     words = np.array(["".join(rng.choice(SYLLABLES, count)) for count in counts])
@@ -51,7 +51,7 @@ def start(text: Path, cache: Path) -> subprocess.Popen:
 
 
 def memory(process: subprocess.Popen) -> int:
-    """Bytes that a process and its children hold now."""
+    """Current memory of a process and its children, in bytes."""
     try:
         parent = psutil.Process(process.pid)
         return sum(p.memory_info().rss for p in (parent, *parent.children(recursive=True)))
@@ -60,7 +60,7 @@ def memory(process: subprocess.Popen) -> int:
 
 
 def tokens_of(cache: Path) -> dict[str, bytes]:
-    """All files that were made but the index, which has their times."""
+    """The contents of all files made, except the index, which contains times."""
     (folder,) = (path.parent for path in cache.glob("*/index.json"))
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "index.json"}
 

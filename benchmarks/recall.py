@@ -1,10 +1,10 @@
-"""What each memory is worth: trains the variants of configs/recall.py and asks for the facts.
+"""Measures what each memory contributes to recall: trains the variants of configs/recall.py.
 
-    python -m benchmarks.recall                                       # all of it
+    python -m benchmarks.recall                                       # all variants
     python -m benchmarks.recall --seeds=1 --variant=full --variant=no_long_term
 
-As many runs as there are cores go on at once, each on a core of its own. What an earlier call has
-done is not done again. Prints a table and draws recall.png beside the runs.
+As many runs as there are cores are trained in parallel, each on its own core. Runs that an earlier
+call finished are not repeated. Prints a table and draws recall.png in the folder of the runs.
 """
 
 import json
@@ -20,10 +20,10 @@ from benchmarks.on_cores import run_on_cores
 from configs.recall import VARIANTS
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/recall_suite", "Folder of the runs.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of the variants that should recall everything.")
-_VARIANT = flags.DEFINE_multi_enum("variant", list(VARIANTS), list(VARIANTS), "Which to run.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each variant that should recall everything.")
+_VARIANT = flags.DEFINE_multi_enum("variant", list(VARIANTS), list(VARIANTS), "Variants to train.")
 
-COMPLETE = ("more_pairs", "full")  # with every seed, and the longest first; ablations with one seed
+COMPLETE = ("more_pairs", "full")  # with all seeds, longest run first; ablations have one seed
 
 
 def main(_):
@@ -67,11 +67,11 @@ def main(_):
 
 
 def print_summary(results: dict) -> None:
-    """Lowest share of right answers over the seeds, by variant, task and length."""
+    """Prints the lowest accuracy over the seeds, by variant, task and length."""
     from mmrec_jax.data.sources.recall import TASKS, chance
 
     first = next(iter(results.values()))
-    table = Table(title="share of right answers, lowest of the seeds", padding=(0, 0))
+    table = Table(title="recall accuracy, lowest over the seeds", padding=(0, 0))
     for name in ("variant", "seeds", "bytes", "task"):
         table.add_column(name)
     for multiple in first.multiples:

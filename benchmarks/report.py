@@ -1,4 +1,4 @@
-"""How long a report takes, and how large it is: of a run of a million steps, made up.
+"""Measures how long the report of a made-up run of a million steps takes, and how large it is.
 
 python -m benchmarks.report
 python -m benchmarks.report --steps=100000
@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import app, flags
 
 _STEPS = flags.DEFINE_integer("steps", 1_000_000, "Training steps of the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where to keep it; by default nowhere.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder to keep the run in; by default, none.")
 
 
 def main(_):
@@ -34,11 +34,11 @@ def main(_):
         start = time.perf_counter()
         page = write_report(workdir)
         seconds = time.perf_counter() - start
-        print(f"report in {seconds:.1f} s, {page.stat().st_size / 1e6:.2f} MB")
+        print(f"report written in {seconds:.1f} s, {page.stat().st_size / 1e6:.2f} MB")
 
 
 def made_up(steps: int):
-    """Lines as a run writes them: an evaluation every thousand steps, an epoch every ten."""
+    """Lines as a run writes them: an evaluation every 1,000 steps, an epoch every 10,000."""
     from mmrec_jax.learning.evaluate import EvalResult
 
     rng = random.Random(0)

@@ -1,14 +1,13 @@
-"""Speed of the training step against what the machine's matmuls can do, measured in one run.
+"""Compares the speed of the training step with that of the machine's matmuls.
 
     python -m benchmarks.train_step                        # tiny: 2 x 256 tokens
     python -m benchmarks.train_step --profile=20           # and the 20 most expensive operations
-    MMREC_GIVE_MEMORY_BACK=1 python -m benchmarks.train_step   # without runtime.py's settings
+    MMREC_GIVE_MEMORY_BACK=1 python -m benchmarks.train_step   # without commands/process.py
 
-Rounds of training steps and of matmuls alternate, and each round is compared with itself, so that
-a machine whose speed drifts slows both.
-Model FLOP/s are 6 x parameters x tokens per second: attention, gates and the optimizer are not
-counted. The peak is the fastest (by median) of several float32 matmuls, those of the model among
-them.
+Training steps and matmuls alternate, and the two are compared within each round, so that drift in
+the machine's speed affects both. Model FLOP/s are 6 x parameters x tokens per second: attention,
+gates and the optimizer are not counted. The peak is the fastest (by median) of several float32
+matmuls, including the model's own.
 """
 
 import tempfile
@@ -20,9 +19,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Config to measure.")
-_ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds of each measurement.")
-_STEPS = flags.DEFINE_integer("steps", 10, "Training steps a round.")
-_PROFILE = flags.DEFINE_integer("profile", 0, "How many operations of a trace to list.")
+_ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds of measurement.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Training steps per round.")
+_PROFILE = flags.DEFINE_integer("profile", 0, "Operations of a trace to list.")
 
 MATMULS = ((1024, 1024, 1024), (2048, 2048, 2048), (512, 128, 5000), (5000, 512, 128))
 
@@ -40,7 +39,7 @@ def main(_):
     config = from_mapping(_CONFIG.value)
     train = config.train
     windows = ShuffledWindows(load_dataset(config).train, train.batch_size, train.seq_len, 0)
-    # On the device before they are asked for, as in a run.
+    # On the device in advance, as in training.
     batches = [jax.device_put(windows[index]) for index in range(_STEPS.value)]
     optimizer = make_optimizer(train, learning_rate_schedule(train, 100_000))
     state = init_train_state(config, optimizer, jax.random.key(0))
@@ -48,7 +47,10 @@ def main(_):
     start = time.perf_counter()
     step = make_train_step(config, optimizer).lower(state, batches[0]).compile()
     print(f"{config.name}: {parameters:,} parameters, {train.batch_size} x {train.seq_len} tokens")
-    print(f"compiled in {time.perf_counter() - start:.1f} s, {_temporaries(step):.0f} MB temporary")
+    print(
+        f"compiled in {time.perf_counter() - start:.1f} s, "
+        f"{_temporaries(step):.0f} MB of temporaries"
+    )
 
     def steps(state, count):
         for index in range(count):
@@ -82,7 +84,7 @@ def main(_):
             matmul_times[shape].append((time.perf_counter() - start) / 5)
     faults = (_page_faults() - faults) / (_ROUNDS.value * _STEPS.value)
 
-    speeds = {  # of every round
+    speeds = {  # in each round
         (m, k, n): 2 * m * k * n / np.array(times) for (m, k, n), times in matmul_times.items()
     }
     for (m, k, n), speed in speeds.items():
@@ -92,11 +94,11 @@ def main(_):
     speed = 6 * parameters * tokens / seconds
     print(
         f"step, median round: {1e3 * np.median(seconds):.1f} ms, "
-        f"{tokens / np.median(seconds):,.0f} tokens/s, {np.median(speed) / 1e9:.0f} GFLOP/s of the "
-        f"model = {np.median(speed / peak):.1%} of the fastest matmul in the same round"
+        f"{tokens / np.median(seconds):,.0f} tokens/s, {np.median(speed) / 1e9:.0f} model "
+        f"GFLOP/s = {np.median(speed / peak):.1%} of the fastest matmul in the same round"
     )
     print(f"step, best round: {1e3 * seconds.min():.1f} ms")
-    print(f"page faults a step: {faults:,.0f}")
+    print(f"page faults per step: {faults:,.0f}")
     if _PROFILE.value:
         _print_profile(lambda: steps(state, _STEPS.value), _STEPS.value, _PROFILE.value)
 
@@ -113,7 +115,7 @@ def _page_faults() -> int:
 
 
 def _print_profile(run, steps: int, most: int) -> None:
-    """Time by kind of operation (all threads added up), from JAX's own trace."""
+    """Prints the time by kind of operation, summed over all threads, from a JAX trace."""
     import jax
 
     from mmrec_jax.training.profiling import most_expensive
@@ -122,7 +124,7 @@ def _print_profile(run, steps: int, most: int) -> None:
         with jax.profiler.trace(folder):
             run()
         operations = most_expensive(Path(folder), most)
-    print("thread time by operation, ms a step (loops contain their bodies):")
+    print("thread time by operation, ms per step (a loop contains its body):")
     for name, milliseconds in operations:
         print(f"  {milliseconds / steps:7.2f}  {name}")
 

@@ -3,8 +3,8 @@
     python train.py --config=configs/base.py --dry_run
     python train.py --config=configs/base.py --config.init_from=runs/small
 
-The corpus here is the sample of tiny, so that the command runs; a model of this size wants a real
-one (docs/scaling.md).
+The corpus is tiny's sample, so that the command runs; a model of this size needs a real corpus
+(docs/data.md).
 """
 
 from configs import small

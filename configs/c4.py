@@ -1,11 +1,11 @@
-"""C4, English web text, by byte pairs, at the size of mini.
+"""C4, English web text: byte pairs, a model of the size of mini.
 
     python -m mmrec_jax.commands.prepare --config=configs/c4.py
     python train.py --config=configs/c4.py
 
-TFDS prepares c4/en with TensorFlow and Apache Beam, which downloads and writes hundreds of GB;
-where that was done, name its folder with --config.data.tfds_dir. `tfds_split` takes a part of it.
-C4's own JSON lines do as well, without TensorFlow:
+TFDS prepares c4/en with TensorFlow and Apache Beam, which downloads and writes hundreds of GB. If
+that is done, give its folder as --config.data.tfds_dir; `tfds_split` selects a part of it. C4's
+original JSON lines work as well, without TensorFlow:
 
     python train.py --config=configs/c4.py --config.data.source=jsonl \
         --config.data.path='c4/en/c4-train.0000*.json.gz'
@@ -26,7 +26,7 @@ def get_config():
 
 
 def web_text() -> ml_collections.ConfigDict:
-    """What configs for corpora of many short documents share."""
+    """The config that corpora of many short documents share."""
     config = tiny.get_config()
 
     config.model.vocab_size = 10_000
@@ -38,7 +38,7 @@ def web_text() -> ml_collections.ConfigDict:
     config.model.dropout = 0.0
 
     config.data.tokenizer = "bpe"
-    # Where the source has no splits of its own: large corpora need small shares.
+    # Used if the source has no splits of its own; small shares are enough for a large corpus.
     config.data.validation_fraction = 0.001
     config.data.test_fraction = 0.001
 

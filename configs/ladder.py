@@ -1,12 +1,12 @@
-"""The ladder: tiny, then mini grown from it, then small from that.
+"""The ladder: tiny, then mini grown from tiny, then small grown from mini.
 
     python train.py --config=configs/ladder.py
     python train.py --config=configs/ladder.py --config.rungs="('tiny', 'mini')"
 
-The same command goes on where it was interrupted. Every rung is a run of its own, in
-runs/ladder/tiny and so on, and has a section here, so that any knob can be overridden:
---config.mini.train.num_tokens= says how long a rung is trained, --config.mini.train.patience= and
-min_improvement= when validation loss is flat enough to climb on. The corpus is the same for all.
+The same command resumes an interrupted ladder. Every rung is a separate run, in runs/ladder/tiny
+and so on, with its own section here, so that any knob can be overridden:
+--config.mini.train.num_tokens= sets how long a rung is trained; --config.mini.train.patience= and
+min_improvement= set when its validation loss counts as flat. All rungs share one corpus.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ from configs import base, large, medium, mini, mmrec_7b, small, tiny
 def get_config():
     config = ml_collections.ConfigDict()
     config.name = "ladder"  # the workdir is runs/<name> unless --workdir says otherwise
-    config.rungs = ("tiny", "mini", "small")  # of the sections below, from the smallest
+    config.rungs = ("tiny", "mini", "small")  # sections below, from the smallest
     config.data = tiny.get_config().data
 
     for size in (tiny, mini, small, base, medium, large, mmrec_7b):

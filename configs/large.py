@@ -1,9 +1,9 @@
-"""large: the sixth rung; the auxiliary loss that predicts the state (UBOO) begins.
+"""large: the sixth rung of the ladder; adds the auxiliary loss that predicts the state (UBOO).
 
     python train.py --config=configs/large.py --dry_run
     python train.py --config=configs/large.py --config.init_from=runs/medium
 
-4,645,327,872 parameters, for accelerators; never trained yet.
+4,645,327,872 parameters, for accelerators; not trained yet.
 """
 
 from configs import medium

@@ -1,9 +1,9 @@
-"""medium: the fifth rung of the ladder; the decay gets its low-rank term (DPG).
+"""medium: the fifth rung of the ladder; adds the low-rank term of the decay (DPG).
 
     python train.py --config=configs/medium.py --dry_run
     python train.py --config=configs/medium.py --config.init_from=runs/base
 
-1,416,742,912 parameters, for accelerators; never trained yet.
+1,416,742,912 parameters, for accelerators; not trained yet.
 """
 
 from configs import base

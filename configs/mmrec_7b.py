@@ -3,7 +3,7 @@
     python train.py --config=configs/mmrec_7b.py --dry_run --devices=32 --tokens=2e11 --flops=4e14
     python train.py --config=configs/mmrec_7b.py --config.init_from=runs/large
 
-9,822,228,480 parameters, for accelerators; never trained yet. docs/scaling.md says what it costs.
+9,822,228,480 parameters, for accelerators; not trained yet. docs/scaling.md has its cost.
 """
 
 from configs import large

@@ -1,9 +1,9 @@
-"""OpenWebText by byte pairs, at the size of mini, from its JSON lines (.jsonl, .gz or .zst).
+"""OpenWebText from JSON lines (.jsonl, .gz or .zst): byte pairs, a model of the size of mini.
 
     python -m mmrec_jax.commands.prepare --config=configs/openwebtext.py --config.data.path=FOLDER
     python train.py --config=configs/openwebtext.py --config.data.path=FOLDER
 
-or the like of it that TFDS has, where that is prepared (see configs/c4.py):
+or from the similar corpus in TFDS, once it is prepared (see configs/c4.py):
 
     python train.py --config=configs/openwebtext.py --config.data.source=tfds \
         --config.data.tfds_name=c4/webtextlike

@@ -1,10 +1,10 @@
-"""PG-19, whole books, by byte pairs, with memory carried from window to window.
+"""PG-19, complete books: byte pairs, with memory carried from window to window.
 
     python -m mmrec_jax.commands.prepare --config=configs/pg19.py
     python train.py --config=configs/pg19.py
 
-reads TFDS's pg19, which has to be prepared once where TensorFlow is installed (the command says
-how); or a folder of books:
+reads TFDS's pg19, which must be prepared once where TensorFlow is installed (the error message
+gives the command). To read a folder of books instead:
 
     python train.py --config=configs/pg19.py --config.data.source=text --config.data.path=books
 """

@@ -1,10 +1,10 @@
-"""What the memories are worth: facts that must be recalled after noise (data/sources/recall.py).
+"""Recall of facts after noise (mmrec_jax/data/sources/recall.py), with and without each memory.
 
     python train.py --config=configs/recall.py
     python eval.py --workdir=runs/recall --suite=recall
 
-The state is of constant size; texts of at most 128 tokens are seen in training. Variants show what
-each part does: `--config=configs/recall.py:no_long_term` and so on, see VARIANTS.
+The state is of constant size, and texts in training have at most 128 tokens. Variants show what
+each part contributes: `--config=configs/recall.py:no_long_term` and so on; see VARIANTS.
 """
 
 from mmrec_jax.config import default_config
@@ -14,10 +14,10 @@ VARIANTS = {
     "no_long_term": {"model.long_term": 0},
     "no_attention": {"model.long_term": 0, "model.short_term": 0, "model.chunk_len": 1},
     "no_shifted_keys": {"model.shifted_keys": False},
-    "all_in_sight": {"model.short_term": 128},  # in training nothing leaves short-term memory
-    "more_pairs": {  # four times as many, and slots in proportion
+    "all_in_sight": {"model.short_term": 128},  # nothing leaves short-term memory in training
+    "more_pairs": {  # four times as many pairs and slots
         "data.recall_pairs": 32,
-        "data.recall_fewest": 1,  # without it, or at a lower rate, some seeds do not begin to learn
+        "data.recall_fewest": 1,  # without this, or at a lower rate, some seeds do not learn
         "model.long_term": 96,
         "train.seq_len": 256,
         "train.learning_rate": 3e-3,

@@ -1,15 +1,15 @@
-"""Shakespeare's plays by characters, D 128, L 4: a few minutes on two CPU cores.
+"""Shakespeare's plays by characters, with D 128 and L 4: a few minutes on two CPU cores.
 
     python train.py --config=configs/shakespeare.py
 
-reads TFDS's tiny_shakespeare, which has to be prepared once where TensorFlow is installed (the
-command says how); or any text, of which the last tenth is held out for validation:
+reads TFDS's tiny_shakespeare, which must be prepared once where TensorFlow is installed (the error
+message gives the command). To read any text instead, with its last tenth as the validation split:
 
     python train.py --config=configs/shakespeare.py --config.data.source=text \
         --config.data.path=tinyshakespeare.txt
 
 Expected on that file (docs/results.md): validation loss 1.573 after 2,000 steps of 12 x 64
-characters, each window read afresh.
+characters, with fresh memory in every window.
 """
 
 from configs import tiny
@@ -24,7 +24,7 @@ def get_config():
 
     config.data.source = "tfds"
     config.data.tfds_name = "tiny_shakespeare"
-    config.data.validation_fraction = 0.1  # where the source has no splits of its own
+    config.data.validation_fraction = 0.1  # if the source has no splits of its own
     config.data.test_fraction = 0.0
 
     config.train.batch_size = 12

@@ -1,13 +1,13 @@
-"""Shakespeare's plays by characters with carried memory: half an hour on two CPU cores.
+"""Shakespeare's plays by characters, with carried memory: half an hour on two CPU cores.
 
     python train.py --config=configs/shakespeare_carried.py
 
-or, as in configs/shakespeare.py, from a text whose last tenth is held out for validation:
+or, as in configs/shakespeare.py, from a text whose last tenth is the validation split:
 
     python train.py --config=configs/shakespeare_carried.py --config.data.source=text \\
         --config.data.path=tinyshakespeare.txt
 
-Expected on that file (docs/results.md): validation loss 1.414, memory carried.
+Expected on that file (docs/results.md): validation loss 1.414, with carried memory.
 """
 
 from configs import shakespeare

@@ -1,18 +1,18 @@
-"""The tiny model: 1,960,832 parameters, trained on two CPU cores in about a minute.
+"""tiny, 1,960,832 parameters: trained on two CPU cores in about a minute.
 
     python train.py --config=configs/tiny.py
 
 Expected: 378 steps in 3 epochs; the mean training loss of the last epoch is about 0.65, the best
 validation loss about 0.48.
 
-On your own text:
+To train on your own text:
 
     python train.py --config=configs/tiny.py --config.data.source=text \
         --config.data.path='books/*.txt' --workdir=runs/books
 
-A config starts from the defaults and says what it wants to be different or wants to be seen. Any
-other knob can be set in the same way, here or on the command line; `python train.py --help_config`
-lists them all with their meaning.
+A config starts from the defaults and sets the knobs that differ or are worth showing. Any other
+knob can be set in the same way, here or on the command line; `python train.py --help_config` lists
+them all.
 """
 
 from mmrec_jax.config import default_config
@@ -27,9 +27,9 @@ def get_config():
     model.dim = 128  # D
     model.num_layers = 4  # L
     model.num_heads = 4  # H
-    # Measured (docs/performance.md): S = C of 16 or 32 and M of 0 to 64 differ by less than 0.01 in
-    # validation loss after 300 steps, one seed each, which decides nothing. So: small enough that a
-    # window of 256 tokens overflows them, and the bank and saliency are trained.
+    # S = C of 16 or 32 and M of 0 to 64 differ by less than 0.01 in validation loss, which decides
+    # nothing (docs/performance.md). These are small enough that a window of 256 tokens overflows
+    # them, so that the bank and saliency are trained.
     model.chunk_len = 32  # C
     model.short_term = 32  # S
     model.long_term = 32  # M
