@@ -9,8 +9,10 @@ Rounds at the two positions alternate, so that drift in the machine's speed affe
 import statistics
 import time
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
+
+from mmrec_jax.commands import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Config to measure.")
 _NEAR = flags.DEFINE_integer("near", 1_000, "First position, in tokens.")
@@ -19,7 +21,7 @@ _TOKENS = flags.DEFINE_integer("tokens", 100, "Tokens per round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds at each position.")
 
 
-def main(_):
+def main():
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -85,4 +87,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

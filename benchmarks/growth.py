@@ -11,12 +11,13 @@ repeated. Prints a table and draws growth.png in the folder of the runs.
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import app, flags
+from absl import flags
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.on_cores import run_on_cores
+from mmrec_jax.commands import cli
 
 _TEXT = flags.DEFINE_string("text", None, "A UTF-8 file.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/growth", "Folder of the runs.")
@@ -73,7 +74,7 @@ class Curve(NamedTuple):
     losses: list[float]
 
 
-def main(_):
+def main():
     from mmrec_jax.report.plots import draw_curves
 
     folder, names = Path(_WORKDIR.value), []
@@ -148,4 +149,4 @@ def print_table(curves: dict[str, Curve]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -6,12 +6,14 @@ python -m benchmarks.larger_memories --workdir=runs/shakespeare_carried
 import dataclasses
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
+
+from mmrec_jax.commands import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 
 
-def main(_):
+def main():
     from mmrec_jax.learning.evaluate import evaluate, make_eval_step
     from mmrec_jax.runs.workdir import open_run
 
@@ -35,4 +37,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -8,7 +8,9 @@ Each model is tiny with other memory sizes, trained for the same steps on the sa
 
 import time
 
-from absl import app, flags
+from absl import flags
+
+from mmrec_jax.commands import cli
 
 _TEXT = flags.DEFINE_string("text", "", "A UTF-8 file; by default the tiny config's corpus.")
 _STEPS = flags.DEFINE_integer("steps", 378, "Training steps of each model.")
@@ -19,7 +21,7 @@ _SIZES = flags.DEFINE_list(
 )
 
 
-def main(_):
+def main():
     import jax
 
     from configs import tiny
@@ -57,4 +59,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

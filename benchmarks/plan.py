@@ -8,13 +8,14 @@ Nothing is executed; the step is only compiled, from shapes.
 
 import time
 
-from absl import app
 from ml_collections import config_flags
+
+from mmrec_jax.commands import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config; by default several.")
 
 
-def main(_):
+def main():
     import jax
     import jax.numpy as jnp
     import optax
@@ -57,4 +58,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from absl import app, flags
+from absl import flags
+
+from mmrec_jax.commands import cli
 
 _FOLDER = flags.DEFINE_string("folder", "runs/prepare_benchmark", "Folder of text and tokens.")
 _MEGABYTES = flags.DEFINE_integer("megabytes", 200, "Size of the text in MB.")
@@ -65,7 +67,7 @@ def tokens_of(cache: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "index.json"}
 
 
-def main(_):
+def main():
     folder = Path(_FOLDER.value).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -97,4 +99,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -12,12 +12,13 @@ import os
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.on_cores import run_on_cores
 from configs.recall import VARIANTS
+from mmrec_jax.commands import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/recall_suite", "Folder of the runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each variant that should recall everything.")
@@ -26,7 +27,7 @@ _VARIANT = flags.DEFINE_multi_enum("variant", list(VARIANTS), list(VARIANTS), "V
 COMPLETE = ("more_pairs", "full")  # with all seeds, longest run first; ablations have one seed
 
 
-def main(_):
+def main():
     from mmrec_jax.report.plots import draw_recall
     from mmrec_jax.report.recall import RecallResult
 
@@ -92,4 +93,4 @@ def print_summary(results: dict) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

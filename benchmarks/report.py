@@ -11,13 +11,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
+
+from mmrec_jax.commands import cli
 
 _STEPS = flags.DEFINE_integer("steps", 1_000_000, "Training steps of the run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to keep the run in; by default, none.")
 
 
-def main(_):
+def main():
     from configs import tiny
     from mmrec_jax.config import from_mapping
     from mmrec_jax.report.page import write_report
@@ -68,4 +70,4 @@ def made_up(steps: int):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -15,8 +15,10 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
+
+from mmrec_jax.commands import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Config to measure.")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds of measurement.")
@@ -26,7 +28,7 @@ _PROFILE = flags.DEFINE_integer("profile", 0, "Operations of a trace to list.")
 MATMULS = ((1024, 1024, 1024), (2048, 2048, 2048), (512, 128, 5000), (5000, 512, 128))
 
 
-def main(_):
+def main():
     import jax
     import numpy as np
 
@@ -130,4 +132,4 @@ def _print_profile(run, steps: int, most: int) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)
