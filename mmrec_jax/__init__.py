@@ -2,7 +2,7 @@
 
 
 def load(workdir, checkpoint: str = "best"):
-    """The model of a run, for use in Python: see `mmrec_jax.inference.language_model`."""
-    from mmrec_jax.inference.language_model import load  # JAX is imported only where it is needed
+    """Loads the model of a run for use in Python: see `mmrec_jax.inference.language_model`."""
+    from mmrec_jax.inference.language_model import load  # imports JAX only when it is needed
 
     return load(workdir, checkpoint)

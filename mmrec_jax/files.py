@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, also when the machine stops meanwhile."""
+"""Files and folders that are written completely or not at all, even if the machine crashes."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` when the block ends without an error.
+    """A file to write to, which replaces `path` when the block ends without an error.
 
-    The data is on the disk before the new name is, so no crash leaves a file cut short.
+    The data reaches the disk before the new name does, so a crash never leaves a truncated file.
 
     Raises:
-        OSError: the file cannot be written; what was there before is still there.
+        OSError: the file cannot be written; its previous contents remain.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,13 +32,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """Writes a UTF-8 file, whole or not at all; `errors`: as of `str.encode`."""
+    """Writes a UTF-8 file, completely or not at all; `errors` is that of `str.encode`."""
     with replacing(path) as file:
         file.write(text.encode(errors=errors))
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file is the beginning of one that a killed process was writing."""
+    """Whether a file is a partial one that a killed process left behind."""
     return re.fullmatch(r".+\.\d+\.tmp", path.name) is not None
 
 
@@ -46,7 +46,7 @@ def is_leftover(path: Path) -> bool:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `path` when the block ends without an error.
 
-    What an earlier process left unfinished is thrown away.
+    Anything that an earlier process left unfinished is deleted.
 
     Raises:
         OSError: the folder cannot be written.
@@ -68,7 +68,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(path: Path) -> None:
-    """Makes the names in a folder survive a crash; a no-op where folders cannot be opened."""
+    """Makes the names in a folder survive a crash; does nothing if folders cannot be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

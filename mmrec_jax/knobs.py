@@ -54,7 +54,7 @@ def require(condition: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A group of knobs whose checks run when it is made."""
+    """A group of knobs, checked when it is created."""
 
     PREFIX: ClassVar[str] = ""  # of its keys, such as "model."
 
@@ -104,7 +104,7 @@ def from_mapping(section: type[Section], mapping: Mapping[str, Any], prefix: str
 
 
 class Described(NamedTuple):
-    """What there is to say of a knob."""
+    """The description of a knob."""
 
     key: str  # such as "model.dim"
     kind: str  # its type and what it must be
@@ -113,7 +113,7 @@ class Described(NamedTuple):
 
 
 def describe(section: type[Section]) -> Iterator[Described]:
-    """Every knob of a section and of the sections in it, in the order of their declaration."""
+    """Describes every knob of a section and of the sections in it, in order of declaration."""
     for field in dataclasses.fields(section):
         if dataclasses.is_dataclass(field.type):
             yield from describe(field.type)

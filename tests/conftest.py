@@ -1,4 +1,4 @@
-"""Checks every shape annotation of the package while tests run, and only then."""
+"""Checks every shape annotation of the package, but only while tests run."""
 
 import os
 
@@ -12,7 +12,7 @@ jaxtyping.install_import_hook("mmrec_jax", "typechecker.check")
 
 @pytest.fixture(scope="session", autouse=True)
 def token_cache(tmp_path_factory):
-    """A cache of token files of the tests' own."""
+    """A separate cache of token files for the tests."""
     folder = tmp_path_factory.mktemp("token_cache")
     os.environ["MMREC_CACHE_DIR"] = str(folder)
     return folder
@@ -20,7 +20,7 @@ def token_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quick_compiling():
-    """Makes XLA optimize little: a small run spends nearly all of its time compiling."""
+    """Makes XLA optimize little, because a small run spends nearly all of its time compiling."""
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)

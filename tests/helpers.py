@@ -15,11 +15,11 @@ from mmrec_jax.model.lm import MMRec
 
 VOCAB = 20
 LAYERS = 2
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # halves the time that compiling takes
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # halves compile time
 
 
 def small_config(**changes):
-    """Everything switched on; memories so small that a text of 32 tokens overflows them."""
+    """Everything is switched on; memories are so small that a text of 32 tokens overflows them."""
     values = {
         "vocab_size": VOCAB,
         "dim": 16,
@@ -129,7 +129,7 @@ def documents_with_starts(time, *starts_of_texts):
 
 
 def numbered(*lengths):
-    """Documents of these lengths, in which every token is its own position."""
+    """A split of documents of these lengths, in which every token id is its own position."""
     total = sum(lengths)
     documents = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     tokens = ArrayTokens(np.arange(total, dtype=np.int32), documents)

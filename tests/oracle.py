@@ -1,7 +1,7 @@
-"""The whole model in NumPy float64, token by token, with no cleverness: what the equations say.
+"""The complete model in NumPy float64, token by token, as literally as the equations state it.
 
-Parameters are a nested dict of arrays, as `flax.nnx.to_pure_dict` gives them. A text is read one
-token after the other; long-term memory is a list of positions that is rebuilt when a chunk is
+Parameters are a nested dict of arrays, as `flax.nnx.to_pure_dict` returns them. A text is read one
+token after another; long-term memory is a list of positions that is rebuilt when a chunk is
 complete.
 """
 
@@ -19,7 +19,7 @@ class Trace:
     h: np.ndarray  # [T, D]
     decay: np.ndarray  # [T, D] factor on h_{t-1}
     s: np.ndarray  # [T, H] saliencies
-    used: np.ndarray  # [T, H] largest probability after short-term memory, had nothing been evicted
+    used: np.ndarray  # [T, H] use: largest probability after short-term memory, without evictions
     seen: np.ndarray  # [T] whether any later query could have used the token
     uboo: float
     banks: list  # for each head the positions in long-term memory after the last token
@@ -63,7 +63,7 @@ def rotate(x, steps):
 
 
 def core_loop(z, gamma, zm, W, b_g, h0, start, mu):
-    """h_t for every step of z [B, T, D]. W is [W_g ; h part of W_m], zm is z_t W_mz + b_m."""
+    """h_t for every step of z [B, T, D]. W is [W_g ; h part of W_m], and zm is z_t W_mz + b_m."""
     dim = z.shape[-1]
     states = np.zeros(z.shape)
     for b in range(z.shape[0]):
@@ -84,7 +84,7 @@ def softmax(logits):
 
 
 def number_documents(documents):
-    """A number for each token that grows wherever the id changes: an id may come back."""
+    """Numbers that increase wherever the document id changes, because an id may recur."""
     numbers = [0]
     for before, now in itertools.pairwise(documents):
         numbers.append(numbers[-1] + int(now != before))
@@ -92,7 +92,7 @@ def number_documents(documents):
 
 
 def select(saliency, candidates, slots):
-    """The `slots` most salient positions; of equal ones (by at most 1e-4 apart) the newer."""
+    """The `slots` most salient positions; among equal ones (at most 1e-4 apart), the newer."""
 
     def rank(j):
         return max(saliency[i] for i in candidates if saliency[i] <= saliency[j] + 1e-4)
@@ -101,7 +101,7 @@ def select(saliency, candidates, slots):
 
 
 def run_layer(params, config, x, document):
-    """One layer over one text. x: [T, D]; document: [T], numbers that only grow."""
+    """One layer over one text. x: [T, D]; document: [T], numbers that never decrease."""
     time, dim = x.shape
     heads, width = config.num_heads, config.dim // config.num_heads
     chunk_len, short_term, slots = config.chunk_len, config.short_term, config.long_term
@@ -210,7 +210,7 @@ def run_model(params, config, tokens, documents):
 
 
 def saliency_loss(traces):
-    """Binary cross-entropy between sigma(s) and use: mean in a layer, then over layers."""
+    """Binary cross-entropy between sigma(s) and use: the mean per layer, then over layers."""
     losses = []
     for layer in range(len(traces[0])):
         terms = []
@@ -222,5 +222,5 @@ def saliency_loss(traces):
 
 
 def uboo_loss(traces):
-    """Mean over texts and time, sum over layers."""
+    """The mean over texts and time, and the sum over layers."""
     return np.mean([sum(trace.uboo for trace in text) for text in traces])

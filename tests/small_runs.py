@@ -55,7 +55,7 @@ def train_flags(workdir: Path, **overrides) -> list[str]:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """That compiled programs are kept between the processes of a test, and compiled quickly."""
+    """Keeps compiled programs between the processes of a test, and compiles them quickly."""
     return {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -77,7 +77,7 @@ def run(script: str, *flags: str, cache: Path, cwd: Path = ROOT) -> subprocess.C
 
 
 def one_error_line(result: subprocess.CompletedProcess) -> str:
-    """The only line on standard error of a command that failed, and no traceback anywhere."""
+    """The only line on standard error of a failed command, which must not print a traceback."""
     assert result.returncode != 0
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr

@@ -1,4 +1,4 @@
-"""The config: every mistake is one UserError that names the knob and its value."""
+"""The config: every mistake raises one UserError that names the knob and its value."""
 
 import dataclasses
 import json
@@ -87,7 +87,7 @@ def test_a_value_of_the_wrong_type_is_refused(key, value, wanted):
     assert wanted in str(error.value)
 
 
-def test_a_whole_number_is_a_number():
+def test_an_integer_is_accepted_as_a_number():
     cfg = from_mapping(mapping(train__weight_decay=0))
     assert type(cfg.train.weight_decay) is float
 

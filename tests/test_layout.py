@@ -1,4 +1,4 @@
-"""The structure of the package, and what is made from it."""
+"""The structure of the package, and the files that are generated from it."""
 
 import subprocess
 import sys
@@ -10,18 +10,18 @@ from mmrec_jax.commands.config_help import markdown
 from small_runs import ROOT
 
 
-def test_the_picture_of_the_rooms_is_true():
+def test_the_picture_of_the_rooms_is_current():
     drawn = Image.open(PICTURE).text["Description"]
-    assert drawn == description(), "draw it again: python -m docs.draw_rooms"
+    assert drawn == description(), "redraw it: python -m docs.draw_rooms"
 
 
 def test_the_page_of_knobs_is_current():
     command = "python -m mmrec_jax.commands.config_help > docs/config.md"
-    assert (ROOT / "docs/config.md").read_text() == markdown(), f"make it again: {command}"
+    assert (ROOT / "docs/config.md").read_text() == markdown(), f"regenerate it: {command}"
 
 
 def test_importing_the_package_leaves_the_allocator_alone():
-    """Whatever a module of the package does when it is imported, glibc's mallopt is not called."""
+    """Importing the package does not call glibc's mallopt."""
     code = (
         "import ctypes, sys\n"
         "opened = []\n"

@@ -1,4 +1,4 @@
-"""beartype, with an int accepted where a float is asked for, as everywhere else in Python."""
+"""beartype, which accepts an int where a float is annotated, as is usual in Python."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,5 +1,5 @@
-"""What every command needs: flags, errors as one line, settings of the process.
+"""What every command needs: flags, errors as one line, process settings.
 
-Two commands of their own live here as well: preparing a corpus, and making a TensorFlow dataset.
-Nothing here knows of the model or of runs.
+Also commands: preparing a corpus, making a TensorFlow dataset, and listing all knobs. Nothing here
+depends on the model or on runs.
 """

@@ -1,4 +1,4 @@
-"""How the commands start: flags, and errors that a person can read."""
+"""How the commands start: flags and readable errors."""
 
 import os
 import re
@@ -16,12 +16,12 @@ from mmrec_jax.errors import UserError, nearest
 def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
     """Parses the flags, runs `main`, and exits.
 
-    A `UserError`, and what absl and ml_collections raise for bad flags, becomes one line on
-    standard error and exit code 1; Ctrl-C one line and 130.
+    A `UserError`, or an error that absl or ml_collections raises for bad flags, becomes one line on
+    standard error and exit code 1; Ctrl-C becomes one line and exit code 130.
     """
     process.keep_freed_memory()
-    logging.set_verbosity(logging.WARNING)  # below that, libraries tell of their own affairs
-    sys.unraisablehook = lambda _: None  # Orbax's event loops, torn down after a failed save
+    logging.set_verbosity(logging.WARNING)  # below that, libraries log their internals
+    sys.unraisablehook = lambda _: None  # silences Orbax's event loops after a failed save
     try:
         app.run(_checked(main, required), flags_parser=_parse)
     except UserError as error:
@@ -33,14 +33,14 @@ def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
 
 
 def require(*names: str) -> None:
-    """Raises UserError where a flag that is needed is not given."""
+    """Raises UserError if a required flag is not given."""
     for name in names:
         if flags.FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; see --help")
 
 
 def fail(message: str, exit_code: int = 1) -> None:
-    """Prints one line and leaves at once: no background thread may print a traceback after it."""
+    """Prints one line and exits immediately, so that no thread prints a traceback after it."""
     sys.stdout.flush()
     print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(exit_code)
@@ -57,22 +57,22 @@ def _checked(main, required):
 def _parse(argv: Sequence[str]) -> list[str]:
     for argument in argv:
         if argument.startswith("--config="):
-            # What follows a colon is for the config file itself.
+            # What follows a colon is an argument of the config file.
             _require_config_file(Path(argument.removeprefix("--config=").split(":")[0]))
     try:
         left = flags.FLAGS(argv)
     except flags.Error as error:
         message = str(error)
-        if "Traceback" in message:  # what a config file raised: its last line says it
+        if "Traceback" in message:  # a config file raised it: the last line has the message
             message = message.strip().splitlines()[-1].split(": ", maxsplit=1)[-1]
         raise UserError(" ".join(message.split())) from error
-    except (AttributeError, KeyError) as error:  # ml_collections: an override of no known key
+    except (AttributeError, KeyError) as error:  # ml_collections: an override of an unknown key
         key = str(error).split("\\n")[0].strip("\"'\\")
         nearest = re.search(r'Did you mean "(\w+)"', str(error))
         hint = f" (did you mean {nearest[1]!r}?)" if nearest else ""
         override = next((argument for argument in argv if key in argument), key)
         raise UserError(f"unknown config key {key!r} in {override}{hint}") from error
-    except Exception as error:  # config_flags lets through whatever a config file raises
+    except Exception as error:  # config_flags passes on whatever a config file raises
         raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
     if len(left) > 1:
         raise UserError(f"{left[1]!r} is not a flag; flags look like --name=value")

@@ -1,4 +1,4 @@
-"""The list of all knobs, from their declaration in `config.py`: for a terminal, and for the docs.
+"""The list of all knobs declared in `config.py`, for a terminal and for the docs.
 
 python train.py --help_config
 python -m mmrec_jax.commands.config_help > docs/config.md
@@ -18,7 +18,7 @@ HOW_TO_SET = (
 
 
 def text() -> str:
-    """Every knob with its default, type and meaning, as wide as the terminal."""
+    """Every knob with its default, type and meaning, wrapped to the width of the terminal."""
     width = min(shutil.get_terminal_size().columns, 100)
     lines, section = [textwrap.fill(HOW_TO_SET, width)], None
     for knob in describe(Config):
@@ -34,7 +34,7 @@ def text() -> str:
 
 
 def markdown() -> str:
-    """docs/config.md."""
+    """The contents of docs/config.md."""
     lines = [
         "# Every knob of a config",
         "",

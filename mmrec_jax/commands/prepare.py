@@ -22,7 +22,7 @@ def _print_table(prepared: Prepared) -> None:
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in prepared.splits.items():
         counts = split.counts
-        tokens = max(counts.tokens - counts.documents, 1)  # those of the text
+        tokens = max(counts.tokens - counts.documents, 1)  # without those that start documents
         table.add_row(
             name,
             f"{counts.documents:,}",
@@ -38,7 +38,9 @@ def _print_table(prepared: Prepared) -> None:
 def main():
     config = from_mapping(flags.FLAGS.config)
     if config.data.source == "recall":
-        raise UserError("data.source 'recall' has no corpus to prepare: its texts are made anew")
+        raise UserError(
+            "data.source 'recall' has no corpus to prepare: its texts are generated on the fly"
+        )
     print(f"preparing {config.data.source} in {cache_root()}", flush=True)
     _print_table(prepare(config))
 

@@ -1,19 +1,20 @@
-"""Settings of the process that make JAX faster on a CPU."""
+"""Process settings that make JAX faster on a CPU."""
 
 import ctypes
 import os
 import sys
 
 HUGE_PAGE = 2**21
-HEAP_CHUNK, HEAP_CHUNKS = 2**29, 3  # less than 2 GiB in all: freed, the heap is kept (see below)
+HEAP_CHUNK, HEAP_CHUNKS = 2**29, 3  # under 2 GiB in total, so that the freed heap is kept (below)
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory instead of giving it back to the kernel, and in huge pages.
+    """Makes glibc keep freed memory, in huge pages, instead of returning it to the kernel.
 
-    XLA allocates the temporaries of every step anew. Returned and mapped again, each page of them
-    costs a fault a step (benchmarks/train_step.py counts them; the environment variable
-    MMREC_GIVE_MEMORY_BACK=1 leaves the allocator alone). Nothing happens with other C libraries.
+    XLA allocates its temporaries again in every step. If they were returned to the kernel in
+    between, each of their pages would cost one page fault per step (benchmarks/train_step.py counts
+    them; the environment variable MMREC_GIVE_MEMORY_BACK=1 leaves the allocator unchanged). This
+    does nothing with other C libraries.
     """
     if os.environ.get("MMREC_GIVE_MEMORY_BACK") or not sys.platform.startswith("linux"):
         return
@@ -30,7 +31,7 @@ def keep_freed_memory() -> None:
 
 
 def _use_huge_pages(libc: ctypes.CDLL) -> None:
-    """Asks the kernel for huge pages where the heap is going to grow. None of it is touched yet."""
+    """Asks the kernel for huge pages where the heap is going to grow, before any is touched."""
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]

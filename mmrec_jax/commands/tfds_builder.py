@@ -1,10 +1,10 @@
-"""Your text as a versioned TensorFlow dataset, made and read without TensorFlow.
+"""Turns your text into a versioned TensorFlow dataset, written and read without TensorFlow.
 
     python -m mmrec_jax.commands.tfds_builder --name=my_books --path='books/*.txt'
     python train.py --config=configs/tiny.py --config.data.source=tfds \
         --config.data.tfds_name=my_books
 
-Anything else that reads TFDS can use it as well: `tfds.data_source("my_books", split="train")`.
+Any other program that reads TFDS can use it, too: `tfds.data_source("my_books", split="train")`.
 """
 
 import itertools
@@ -28,8 +28,8 @@ from mmrec_jax.errors import UserError
 class TextCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A corpus of text or JSON lines. `make_builder` gives it its name and version.
 
-    An example is a document with its number; of one longer than a block, the parts, in order, with
-    the same number.
+    An example is a document with its number. A document longer than a block is several examples
+    with the same number, in order.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -42,7 +42,7 @@ class TextCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(
                 {"text": tfds.features.Text(), "document": tfds.features.Scalar(np.int64)}
             ),
-            disable_shuffling=True,  # the order of a corpus is part of it
+            disable_shuffling=True,  # the order of a corpus matters
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
@@ -64,16 +64,16 @@ def _examples(part: Part, total: int, split: str) -> Iterator[tuple[int, dict[st
 
 
 def make_builder(name: str, version: str, data: DataConfig, data_dir: str | None) -> TextCorpus:
-    """A builder of a dataset.
+    """The builder of a dataset.
 
     Args:
-        name: of the dataset, in snake case.
-        version: such as 1.0.0.
+        name: name of the dataset, in snake_case.
+        version: its version, such as 1.0.0.
         data: where the text is and how it is split.
-        data_dir: folder of datasets; None: TFDS's own choice.
+        data_dir: folder of datasets; None: the default of TFDS.
 
     Raises:
-        UserError: a name or version that TFDS does not take, or no such text.
+        UserError: TFDS does not accept the name or version, or the text does not exist.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise UserError(f"--name is {name!r}; it must be snake_case, such as my_books")
@@ -95,7 +95,7 @@ def main():
         builder = make_builder(name, version, data, data_dir)
         if builder.is_prepared():
             raise UserError(
-                f"{builder.data_path} is there already; name another --version for another text"
+                f"{builder.data_path} already exists; choose another --version for another text"
             )
         builder.download_and_prepare()
     for split in builder.info.splits.values():
@@ -110,12 +110,12 @@ _FLAGS = (
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("name", None, "Of the dataset, in snake_case.")
-    flags.DEFINE_string("version", "1.0.0", "Of the dataset.")
+    flags.DEFINE_string("name", None, "Name of the dataset, in snake_case.")
+    flags.DEFINE_string("version", "1.0.0", "Version of the dataset.")
     flags.DEFINE_string("data_dir", None, "Folder of datasets; by default ~/tensorflow_datasets.")
-    flags.DEFINE_enum("source", "text", ["text", "jsonl"], "What the files are.")
+    flags.DEFINE_enum("source", "text", ["text", "jsonl"], "Format of the files.")
     flags.DEFINE_string("path", None, "A file, a folder or a glob.")
-    flags.DEFINE_string("field", "text", "Of a JSON line: where its text is.")
+    flags.DEFINE_string("field", "text", "Field of a JSON line with its text.")
     for split in HELD_OUT:
-        flags.DEFINE_float(f"{split}_fraction", 0.05, f"Of the characters, for the {split} split.")
+        flags.DEFINE_float(f"{split}_fraction", 0.05, f"Share of characters, {split} split.")
     cli.run(main, required=["name", "path"])

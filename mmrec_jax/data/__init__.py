@@ -1,4 +1,4 @@
 """Text to tokens to batches: sources, tokenizers, the token cache, the order of the windows.
 
-Nothing here knows of the model; a batch is NumPy arrays and a function of the step number.
+Nothing here depends on the model. A batch consists of NumPy arrays and is a function of the step.
 """

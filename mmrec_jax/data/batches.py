@@ -1,4 +1,4 @@
-"""Batches of tokens. A batch is a function of the step number, so resuming needs nothing else."""
+"""Batches of tokens. A batch is a function of the step number, which is all that resuming needs."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -14,30 +14,34 @@ from mmrec_jax.data.encoding import blocks
 from mmrec_jax.data.tokenizers import Tokenizer, document_tokens
 from mmrec_jax.errors import UserError
 
-PREFETCH = 8  # batches made before they are asked for
+PREFETCH = 8  # batches prepared ahead of time
 
 
 class Batch(NamedTuple):
-    """Sequences to read and what follows each of their tokens.
+    """Sequences to read, and the token that follows each of their tokens.
 
-    Every array is [batch, time] but `fresh`, [batch].
+    All arrays are [batch, time], except `fresh`, which is [batch].
     """
 
     tokens: np.ndarray  # int32
-    documents: np.ndarray  # int32, the number of each token's document
+    documents: np.ndarray  # int32, the document number of each token
     targets: np.ndarray  # int32, the next tokens
-    weights: np.ndarray  # float32: 1 where the next token is to be predicted, else 0
-    fresh: np.ndarray  # bool: false where the sequence goes on from that of the batch before
+    weights: np.ndarray  # float32: 1 where the target is to be predicted, else 0
+    fresh: np.ndarray  # bool: false where the sequence continues that of the previous batch
 
 
 class Host(NamedTuple):
-    """Which share of each batch this process reads."""
+    """The share of each batch that this process reads."""
 
     index: int = 0
     count: int = 1
 
     def rows(self, batch_size: int) -> slice:
-        """Raises UserError where the batch has no equal shares."""
+        """The rows of a batch that this host reads.
+
+        Raises:
+            UserError: the batch cannot be divided evenly among the hosts.
+        """
         if batch_size % self.count:
             raise UserError(
                 f"train.batch_size {batch_size} is not divisible by the {self.count} hosts"
@@ -50,12 +54,12 @@ ALONE = Host()
 
 
 def num_windows(split: Split, seq_len: int) -> int:
-    """Whole windows of `seq_len` predictions."""
+    """Number of complete windows of `seq_len` predictions in a split."""
     return max(split.num_tokens - 1, 0) // seq_len
 
 
 def _shuffled(count: int, seed: int, epoch: int) -> grain.MapDataset:
-    """A permutation of range(count): not an array, so that `count` may be of any size."""
+    """A permutation of range(count), not stored as an array, so that `count` may be any size."""
     (number,) = np.random.SeedSequence((seed, epoch)).generate_state(1)
     return grain.MapDataset.range(count).shuffle(seed=int(number))
 
@@ -65,16 +69,16 @@ def _shuffled(count: int, seed: int, epoch: int) -> grain.MapDataset:
 
 @runtime_checkable
 class Batches(Protocol):
-    """Training batches."""
+    """Training batches, indexed by step."""
 
     steps_per_epoch: int
 
     def __getitem__(self, step: int) -> Batch:
-        """This host's rows of the batch of a step, counted from 0 over all epochs."""
+        """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
 
 
 class ShuffledWindows:
-    """Training batches: every window once an epoch, in an order drawn anew for each."""
+    """Training batches with every window once per epoch, in a new random order each time."""
 
     def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int, host: Host = ALONE):
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
@@ -92,7 +96,7 @@ class ShuffledWindows:
 class ContiguousLanes:
     """Training batches for carried memory: each lane reads a stretch of the corpus in order.
 
-    All lanes begin a stretch at once. Windows at the end that do not fill a stretch for every lane
+    All lanes begin a stretch at the same step. Windows that do not fill a stretch for every lane
     are left out.
     """
 
@@ -105,7 +109,7 @@ class ContiguousLanes:
         stretch: int = 0,
         host: Host = ALONE,
     ):
-        """`stretch`: its length in windows, each epoch in an order drawn anew; 0: one a lane."""
+        """`stretch`: windows per stretch, in a new random order each epoch; 0: one per lane."""
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
         self._rows = host.rows(batch_size)
         windows = num_windows(split, seq_len)
@@ -128,7 +132,7 @@ class ContiguousLanes:
 
 
 class RecallTexts:
-    """Training batches of recall's texts: new ones in every step."""
+    """Training batches of recall texts, newly generated in every step."""
 
     def __init__(self, config: Config, host: Host = ALONE):
         self._config = config
@@ -147,7 +151,10 @@ def _indices(rows: slice) -> range:
 
 
 def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batches:
-    """Contiguous lanes where memory is carried from step to step, else shuffled windows."""
+    """Contiguous lanes if memory is carried from step to step, else shuffled windows.
+
+    The recall tasks have batches of their own.
+    """
     train = config.train
     if config.data.source == "recall":
         return RecallTexts(config, host)
@@ -159,7 +166,7 @@ def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batche
 
 
 class _Steps:
-    """Batches as a source of Grain's: it wants to know how many there are."""
+    """Batches as a Grain source, which needs a length."""
 
     def __init__(self, batches: Batches, first: int, last: int):
         self._batches, self._first, self._last = batches, first, last
@@ -172,7 +179,7 @@ class _Steps:
 
 
 def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:
-    """The batches of steps `first` to `last` - 1, on the device before they are asked for."""
+    """The batches of steps `first` to `last` - 1, put on the device ahead of time."""
     dataset = grain.MapDataset.source(_Steps(batches, first, last)).map(jax.device_put)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     return iter(dataset.to_iter_dataset(options))
@@ -184,7 +191,7 @@ def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:
 def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]:
     """Evaluation batches of one shape that together predict every token of a split exactly once.
 
-    Each lane of the batch reads its own stretch in order.
+    Each lane reads its own stretch in order.
     """
     count = -(-(split.num_tokens - 1) // seq_len)
     steps = -(-count // batch_size)
@@ -194,19 +201,19 @@ def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]
 
 
 class TextWindows:
-    """A text of any length as evaluation batches of one sequence, in constant memory.
+    """A text of any length as evaluation batches of one sequence each, in constant memory.
 
-    After the last batch, `num_bytes` are the UTF-8 bytes of what was predicted.
+    After the last batch, `num_bytes` is the number of UTF-8 bytes that were predicted.
     """
 
     def __init__(self, pieces: Iterable[str], tokenizer: Tokenizer, seq_len: int, name: str):
-        """`pieces`: the text; `name`: what a message calls it."""
+        """`pieces`: the text; `name`: its name in error messages."""
         self._pieces, self._tokenizer, self._seq_len = pieces, tokenizer, seq_len
         self._name = name
         self.num_bytes = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches.
+        """Yields the batches.
 
         Raises:
             UserError: there is nothing to predict.
@@ -232,7 +239,7 @@ class TextWindows:
 
 
 def _windows(split: Split, chosen: Iterable[int], seq_len: int, fresh: bool) -> Batch:
-    """Windows by number; what lies past the end of the split is padding."""
+    """The windows with the given numbers; positions past the end of the split are padding."""
     shape = len(list(chosen)), seq_len + 1
     tokens, documents = np.full(shape, split.padding, np.int32), np.zeros(shape, np.int32)
     known = np.zeros(shape, bool)

@@ -1,7 +1,7 @@
-"""What a corpus is: documents, in pieces, with contiguous training, validation and test splits.
+"""A corpus: documents, in pieces, with contiguous training, validation and test splits.
 
-A corpus is a stream of pieces, so that its size does not matter. Its splits are contiguous, in that
-order: a validation split taken from between training sentences would flatter the model.
+A corpus is a stream of pieces, so it may be of any size. Its splits are contiguous, in that order:
+validation text taken from between training sentences would make the model look better than it is.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,25 +18,25 @@ class Piece(NamedTuple):
     """A document, or a part of one."""
 
     text: str
-    begins: bool  # whether a document begins here
+    begins: bool  # whether it begins a document
 
 
 class Part(NamedTuple):
-    """A stretch of the corpus and how it is shared between splits."""
+    """A part of the corpus, and how it is divided into splits."""
 
-    pieces: Callable[[], Iterator[Piece]]  # reads it, from its start, each time
-    shares: tuple[tuple[str, float], ...]  # splits in order, and their shares of the characters
+    pieces: Callable[[], Iterator[Piece]]  # each call reads the part from its start
+    shares: tuple[tuple[str, float], ...]  # splits in order, with their shares of the characters
 
 
 class Corpus(NamedTuple):
     """All the text of a run."""
 
     parts: tuple[Part, ...]
-    files: tuple[Path, ...] = ()  # the content depends on these alone; none: on the config alone
+    files: tuple[Path, ...] = ()  # the content depends only on these; if none, only on the config
 
 
 def split_shares(config: DataConfig) -> tuple[tuple[str, float], ...]:
-    """The share of the characters that each split gets where a corpus has no splits of its own."""
+    """Each split's share of the characters, for a corpus that has no splits of its own."""
     held_out = config.validation_fraction + config.test_fraction
     return (
         ("train", 1 - held_out),
@@ -49,7 +49,7 @@ def split_pieces(part: Part, total: int) -> Iterator[tuple[str, Piece]]:
     """The pieces of a part, cut where a split ends, each with the name of its split.
 
     Args:
-        part: what to read.
+        part: the part to read.
         total: its number of characters.
     """
     ends, end = [], total

@@ -1,4 +1,4 @@
-"""What a run reads: a corpus, tokenized, in three splits."""
+"""The data of a run: a tokenized corpus in three splits."""
 
 import hashlib
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -15,10 +15,10 @@ from mmrec_jax.errors import UserError
 
 @runtime_checkable
 class Tokens(Protocol):
-    """Where a split's tokens are."""
+    """Random access to the tokens of a split."""
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens `start` to `stop` - 1 and the number of each one's document, both int32."""
+        """Tokens `start` to `stop` - 1 and their document numbers, both int32 [tokens]."""
 
 
 class ArrayTokens(NamedTuple):
@@ -32,31 +32,32 @@ class ArrayTokens(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The tokens of a split, in the order of the corpus."""
+    """The tokens of a split, in corpus order."""
 
     tokens: Tokens
     num_tokens: int
-    num_bytes: int  # UTF-8 bytes of the text that is predicted
-    padding: int = 0  # id of the token that fills up
-    answers: np.ndarray | None = None  # bool [tokens]: the only ones to predict; None: all
+    num_bytes: int  # UTF-8 bytes of the text to predict
+    padding: int = 0  # id of the padding token
+    answers: np.ndarray | None = None  # bool [tokens]: which tokens to predict; None: all
 
 
 class Dataset(NamedTuple):
-    """What a run reads."""
+    """The tokenizer and the splits of a run."""
 
     tokenizer: Tokenizer
-    train: Split  # empty where training texts are made on the fly
+    train: Split  # empty if training texts are generated on the fly
     validation: Split
     test: Split
     fingerprint: str  # changes with any token, document or split
-    prepared: Prepared | None  # where they are on disk; None: nowhere
+    prepared: Prepared | None  # the splits on disk; None: they are not on disk
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The corpus of a config, tokenized; from the cache if it is there.
+    """The tokenized corpus of a config, read from the cache if it is there.
 
     Raises:
-        UserError: no text, or less than one training batch or one prediction of it.
+        UserError: there is no text, or too little for one training batch or to predict one token
+            of a held-out split.
     """
     if config.data.source == "recall":
         return _recall_dataset(config)
@@ -76,13 +77,14 @@ def load_dataset(config: Config) -> Dataset:
     for name in ("validation", "test"):
         if not splits[name].num_bytes and (name == "validation" or config.data.test_fraction):
             raise UserError(
-                f"the {name} split has no token to predict; add text, or raise data.{name}_fraction"
+                f"the {name} split has no tokens to predict; add text, or raise "
+                f"data.{name}_fraction"
             )
     return Dataset(prepared.tokenizer, **splits, fingerprint=fingerprint, prepared=prepared)
 
 
 def open_split(prepared: PreparedSplit, tokenizer: Tokenizer) -> Split:
-    """A split in token files."""
+    """A split stored in token files."""
     counts = prepared.counts
     return Split(prepared.tokens, counts.tokens, counts.num_bytes, tokenizer.padding)
 
@@ -91,7 +93,7 @@ def _recall_dataset(config: Config) -> Dataset:
     recall.check_lengths(config.data.recall_pairs, config.train.seq_len)
     if config.model.vocab_size < recall.TOKENIZER.vocab_size:
         raise UserError(
-            f"model.vocab_size is {config.model.vocab_size}; recall's texts need "
+            f"model.vocab_size is {config.model.vocab_size}; the recall tasks need "
             f"{recall.TOKENIZER.vocab_size}"
         )
     empty = np.zeros(0, np.int32)
@@ -107,7 +109,7 @@ def _recall_dataset(config: Config) -> Dataset:
 
 
 def recall_texts(config: Config, rng: np.random.Generator, count: int) -> Split:
-    """Texts of the training length, each a document of its own."""
+    """Recall texts of the training length, each its own document."""
     seq_len, data = config.train.seq_len, config.data
     tokens, answers = recall.make_training_texts(
         rng, data.recall_pairs, count, seq_len, data.recall_fewest or data.recall_pairs

@@ -1,4 +1,4 @@
-"""Documents to tokens, in several processes, with memory that does not grow with the corpus."""
+"""Encodes documents in several processes, with memory that does not grow with the corpus."""
 
 import collections
 import concurrent.futures
@@ -14,25 +14,25 @@ import numpy as np
 from mmrec_jax.data.corpus import Piece
 from mmrec_jax.data.tokenizers import Tokenizer, document_tokens, tokenizer_from_json
 
-BLOCK = 2**19  # characters that are encoded at once, at most
-LARGE = 2**23  # characters from which processes are worth starting
+BLOCK = 2**19  # most characters encoded in one call
+LARGE = 2**23  # fewest characters for which starting processes pays off
 
 
 class Encoded(NamedTuple):
-    """Tokens of a block."""
+    """The tokens of a block."""
 
-    tokens: np.ndarray  # int32 [tokens], with a token of its own before each document
-    documents: int  # that begin in it
+    tokens: np.ndarray  # int32 [tokens]; each document starts with a token of its own
+    documents: int  # how many begin in the block
     characters: int
-    num_bytes: int  # UTF-8
-    unknown: int  # tokens of characters that the vocabulary does not have
+    num_bytes: int  # in UTF-8
+    unknown: int  # tokens of characters outside the vocabulary
 
 
 def blocks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Cuts and gathers pieces into blocks, the same ones however the pieces were cut.
+    """Cuts and gathers pieces into blocks that do not depend on how the pieces were cut.
 
-    A long document is cut at line ends that a tokenizer would not look across: between two that are
-    not white space. Where a block has none it is cut anywhere.
+    A long document is cut at line ends that no token spans: those with no white space next to them.
+    A block without such a line end is cut at BLOCK characters.
     """
     block, size = [], 0
     for piece in _documents_in_blocks(pieces):
@@ -70,7 +70,7 @@ def _cut(text: str) -> int:
 
 
 def encode_block(tokenizer: Tokenizer, block: list[Piece]) -> Encoded:
-    """The tokens of a block."""
+    """Encodes a block."""
     parts = [
         document_tokens(tokenizer, text) if begins else tokenizer.encode(text)
         for text, begins in block
@@ -86,13 +86,13 @@ def encode_block(tokenizer: Tokenizer, block: list[Piece]) -> Encoded:
 
 
 class Encoder:
-    """Encodes blocks, in their order. A context manager.
+    """Encodes blocks in order. A context manager.
 
-    It starts processes if there is much to do: as many as there are cores.
+    For a large corpus it starts one process per core.
     """
 
     def __init__(self, tokenizer: Tokenizer, characters: int):
-        """`characters`: how many there are to encode."""
+        """`characters`: the number of characters to encode."""
         self._tokenizer = tokenizer
         self._workers = len(os.sched_getaffinity(0)) if characters >= LARGE else 0
         self._pool = None
@@ -101,7 +101,7 @@ class Encoder:
         if self._workers:
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 self._workers,
-                # Not fork: a process with JAX in it has threads.
+                # Not fork: a process that uses JAX has threads.
                 multiprocessing.get_context("spawn"),
                 initializer=_start_worker,
                 initargs=(self._tokenizer.to_json(),),
@@ -113,7 +113,7 @@ class Encoder:
             self._pool.shutdown(cancel_futures=True)
 
     def encode(self, blocks: Iterable[list[Piece]]) -> Iterator[Encoded]:
-        """The blocks' tokens. Few blocks are in memory at once."""
+        """Yields the tokens of each block. Only a few blocks are in memory at a time."""
         if not self._pool:
             for block in blocks:
                 yield encode_block(self._tokenizer, block)
@@ -132,11 +132,11 @@ _worker_tokenizer: Tokenizer
 
 def _start_worker(tokenizer_json: str) -> None:
     global _worker_tokenizer
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process a core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is already one process per core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     _worker_tokenizer = tokenizer_from_json(tokenizer_json)
 
-    def leave_with_parent():  # a killed one cannot say so
+    def leave_with_parent():  # a parent that is killed cannot stop its workers
         multiprocessing.parent_process().join()
         os._exit(1)
 

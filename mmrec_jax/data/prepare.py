@@ -1,11 +1,11 @@
-"""A corpus becomes token files, once.
+"""Turns a corpus into token files, once.
 
-The files are kept in a cache, in a folder named after the corpus's content, how it is split, the
-tokenizer and VERSION: ~/.cache/mmrec_jax, or $MMREC_CACHE_DIR.
+The files are kept in a cache (~/.cache/mmrec_jax, or $MMREC_CACHE_DIR), in a folder whose name is
+derived from the content of the corpus, its splits, the tokenizer and VERSION.
 
 <source>-<tokenizer>-<key>/
     index.json  tokenizer.json  train-00000.array_record ...  validation-...  test-...
-scans/          what reading a corpus through told, until its files change
+scans/          the Scan of each corpus, valid until its files change
 """
 
 import dataclasses
@@ -45,22 +45,22 @@ from mmrec_jax.data.tokenizers import (
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import new_folder, write_text
 
-VERSION = 1  # of the files; another one does not read those of this one
-BPE_CHARACTERS = 50_000_000  # that merges are learned from, spread over the training split
+VERSION = 1  # of the file format; files of other versions are not read
+BPE_CHARACTERS = 50_000_000  # most characters to learn merges from, spread over the training split
 
 
 class Scan(NamedTuple):
-    """What reading a corpus through told."""
+    """What one pass over the text of a corpus determines."""
 
-    characters: list[int]  # of each part
+    characters: list[int]  # per part
     digest: str  # of all text and of where documents begin
 
 
 def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
-    """The token files of a config's corpus, written first where they are not in the cache.
+    """The token files of a config's corpus, written first if they are not in the cache.
 
     Raises:
-        UserError: a corpus that cannot be read, a full disk, a cache that cannot be written.
+        UserError: the corpus cannot be read, the disk is full, or the cache cannot be written.
     """
     corpus = open_corpus(config.data)
     root = cache_root()
@@ -82,8 +82,8 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"no space left on the disk of the cache {root}; free some, or name another folder "
-                "with the environment variable MMREC_CACHE_DIR"
+                f"no space left on the disk of the cache {root}; free some space, or set the "
+                "environment variable MMREC_CACHE_DIR to another folder"
             ) from error
         raise _not_writable(root, error) from error
     return open_prepared(folder)
@@ -91,8 +91,8 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
 
 def _not_writable(root: Path, error: OSError) -> UserError:
     return UserError(
-        f"the cache {root} cannot be written: {error.strerror or error}; name another folder with "
-        "the environment variable MMREC_CACHE_DIR"
+        f"the cache {root} cannot be written: {error.strerror or error}; set the environment "
+        "variable MMREC_CACHE_DIR to another folder"
     )
 
 
@@ -106,11 +106,11 @@ def _open_or_say(folder: Path, say: Callable[[str], None]) -> Prepared | None:
         return None
 
 
-# --- what a corpus is ---
+# --- identifying a corpus ---
 
 
 def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
-    """Reads a corpus through, unless that was done since its files last changed."""
+    """Reads the entire corpus, unless that was done since its files last changed."""
     known = None
     if corpus.files:
         stats = [(str(path.resolve()), *_stat(path)) for path in corpus.files]
@@ -122,7 +122,7 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
             pass
     digest, characters = hashlib.blake2b(digest_size=16), []
     for part in corpus.parts:
-        digest.update(b"\xfe")  # neither of these two is in any UTF-8
+        digest.update(b"\xfe")  # UTF-8 contains neither this byte nor 0xff
         count = 0
         for text, begins in part.pieces():
             digest.update((b"\xff" if begins else b"") + text.encode())
@@ -133,7 +133,7 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
         try:
             known.parent.mkdir(exist_ok=True)
             write_text(known, json.dumps(scan._asdict()))
-        except OSError:  # then it is read through next time, too
+        except OSError:  # the corpus is read again next time
             pass
     return scan
 
@@ -177,7 +177,7 @@ def _locked(folder: Path, say: Callable[[str], None]):
 def _write(
     corpus: Corpus, scan: Scan, config: Config, folder: Path, say: Callable[[str], None]
 ) -> None:
-    """Writes token files aside, then puts them in place at once."""
+    """Writes token files to a temporary folder, which becomes `folder` when it is complete."""
     start = time.perf_counter()
     with new_folder(folder) as partial:
         with _Bar(sum(scan.characters)) as bar:
@@ -188,16 +188,16 @@ def _write(
     counts = [TokenCounts(**split["counts"]) for split in index["splits"].values()]
     num_bytes, seconds = sum(count.num_bytes for count in counts), time.perf_counter() - start
     say(
-        f"prepared {sum(count.tokens for count in counts):,} tokens of {num_bytes / 1e6:,.1f} MB "
+        f"prepared {sum(count.tokens for count in counts):,} tokens from {num_bytes / 1e6:,.1f} MB "
         f"in {seconds:.1f} s ({num_bytes / 1e6 / seconds:.1f} MB/s): {folder}"
     )
 
 
 def _make_tokenizer(corpus: Corpus, scan: Scan, config: Config, bar: "_Bar") -> Tokenizer:
-    """Trained on the training split alone; or read from a file.
+    """The tokenizer, trained on the training split alone or read from a file.
 
     Raises:
-        UserError: a vocabulary larger than the model's.
+        UserError: its vocabulary is larger than the model's.
     """
     kind, vocab_size = config.data.tokenizer, config.model.vocab_size
 
@@ -208,10 +208,10 @@ def _make_tokenizer(corpus: Corpus, scan: Scan, config: Config, bar: "_Bar") -> 
         for block in blocks(training):
             bar.advance(sum(len(piece.text) for piece in block))
             owed += share
-            if owed >= 1:  # every block, or evenly spaced ones
+            if owed >= 1:  # takes every block, or evenly spaced ones
                 owed -= 1
                 for piece in block:
-                    # Lines, because the library holds what one text gives in memory.
+                    # By line, because the library holds all that it derives from a text in memory.
                     yield from piece.text.splitlines(keepends=True)
 
     match kind:
@@ -239,12 +239,12 @@ def _all_pieces(corpus: Corpus, scan: Scan) -> Iterator[tuple[str, Piece]]:
 def _write_tokens(
     corpus: Corpus, scan: Scan, tokenizer: Tokenizer, folder: Path, bar: "_Bar"
 ) -> dict:
-    """Writes all splits; what index.json holds."""
+    """Writes all splits and returns the contents of index.json."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writers = {name: TokenWriter(folder / name, dtype, tokenizer.document) for name in SPLITS}
     counts = dict.fromkeys(SPLITS, TokenCounts())
     bar.begin("writing tokens")
-    names: list[str] = []  # of the splits of the blocks under way, in order
+    names: list[str] = []  # the split of each block, in order
     with Encoder(tokenizer, sum(scan.characters)) as encoder:
         encoded = encoder.encode(_named_blocks(_all_pieces(corpus, scan), names))
         for index, block in enumerate(encoded):
@@ -271,7 +271,7 @@ def _write_tokens(
 
 
 def _named_blocks(pieces: Iterator[tuple[str, Piece]], names: list[str]) -> Iterator[list[Piece]]:
-    """Blocks of one split each, whose name is appended to `names`."""
+    """Yields blocks of one split each, and appends the name of that split to `names`."""
     upcoming = next(pieces, None)
     while upcoming is not None:
         name = upcoming[0]
@@ -288,7 +288,7 @@ def _named_blocks(pieces: Iterator[tuple[str, Piece]], names: list[str]) -> Iter
 
 
 class _Bar:
-    """A progress bar, for what takes long; only on a terminal."""
+    """A progress bar, shown only for large corpora and on a terminal."""
 
     def __init__(self, characters: int):
         self._total = characters

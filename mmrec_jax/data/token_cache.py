@@ -1,4 +1,4 @@
-"""Where token files are kept, and whether they are as they were written."""
+"""The cache of token files, and the check that they are intact."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from mmrec_jax.data.token_files import TokenCounts, TokenReader, checksum
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
 from mmrec_jax.files import new_folder
 
-ALWAYS_CHECKED = 2**30  # bytes of token files up to which checksums are computed at every start
+ALWAYS_CHECKED = 2**30  # up to this many bytes of token files, every start computes checksums
 
 
 class PreparedSplit(NamedTuple):
-    """Token files of a split."""
+    """The token files of a split."""
 
     tokens: TokenReader
     counts: TokenCounts
@@ -25,7 +25,7 @@ class PreparedSplit(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A corpus in the cache."""
+    """A tokenized corpus on disk."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -33,11 +33,11 @@ class Prepared(NamedTuple):
 
 
 class Damaged(Exception):
-    """Token files are not as they were written."""
+    """Token files are missing, unreadable, or differ from what was written."""
 
 
 def cache_root() -> Path:
-    """Where token files are kept."""
+    """The folder of the cache."""
     if folder := os.environ.get("MMREC_CACHE_DIR"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrec_jax"
@@ -48,11 +48,11 @@ def open_prepared(folder: Path, check: bool = False) -> Prepared:
 
     Args:
         folder: where they are.
-        check: whether to compare them with their checksums. Beyond ALWAYS_CHECKED bytes only files
-            whose time of change is not that of their writing are read for that.
+        check: whether to compare them with their checksums. Beyond ALWAYS_CHECKED bytes, only files
+            whose modification time has changed since they were written are read for that.
 
     Raises:
-        Damaged: they are not as they were written.
+        Damaged: a file is missing, unreadable, or differs from what was written.
     """
     try:
         index = json.loads((folder / "index.json").read_text())
@@ -72,9 +72,9 @@ def open_prepared(folder: Path, check: bool = False) -> Prepared:
 
 
 def copy_splits(prepared: Prepared, names: tuple[str, ...], folder: Path) -> None:
-    """Puts the token files of some splits into another folder, whole or not at all.
+    """Copies the token files of some splits to another folder, completely or not at all.
 
-    On the same disk the files are links, which take no room.
+    On the same disk the copies are hard links, which take no space.
     """
     try:
         open_prepared(folder, check=True)
@@ -95,7 +95,7 @@ def copy_splits(prepared: Prepared, names: tuple[str, ...], folder: Path) -> Non
 
 def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
     if text_digest(tokenizer_json) != index["tokenizer"]:
-        raise Damaged(f"{folder / 'tokenizer.json'} was changed")
+        raise Damaged(f"{folder / 'tokenizer.json'} has changed")
     files = [file for split in index["splits"].values() for file in split["files"]]
     small = sum(file["bytes"] for file in files) <= ALWAYS_CHECKED
     for file in files:
@@ -105,7 +105,7 @@ def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
             raise Damaged(f"{path} has {stat.st_size:,} bytes instead of {file['bytes']:,}")
         unchanged = stat.st_mtime_ns == file["changed"]
         if (small or not unchanged) and checksum(path) != file["checksum"]:
-            raise Damaged(f"{path} does not have its checksum")
+            raise Damaged(f"{path} does not match its checksum")
 
 
 def text_digest(text: str) -> str:

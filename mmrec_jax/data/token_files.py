@@ -1,7 +1,7 @@
-"""Tokens on disk: ArrayRecord files of blocks that can be read from anywhere.
+"""Tokens on disk: ArrayRecord files that can be read from any position.
 
-A record is the number of documents that have begun before it (int64), then its tokens (uint16, or
-uint32 where the vocabulary is larger). All records but the last have RECORD tokens.
+A record is the number of documents that began before it (int64), then its tokens (uint16, or uint32
+for a larger vocabulary). All records but the last have RECORD tokens.
 """
 
 import errno
@@ -15,17 +15,17 @@ from grain import sources
 
 from mmrec_jax.errors import UserError
 
-RECORD = 8192  # tokens
-FILE = 2**27  # tokens, at most
-_OPTIONS = "group_size:1,uncompressed"  # each record by itself: windows are read in any order
+RECORD = 8192  # tokens per record
+FILE = 2**27  # most tokens per file
+_OPTIONS = "group_size:1,uncompressed"  # one record per group: windows are read in any order
 
 
 class TokenCounts(NamedTuple):
-    """What is known of a split without reading it."""
+    """What is known about a split without reading it."""
 
     tokens: int = 0
     documents: int = 0
-    num_bytes: int = 0  # UTF-8
+    num_bytes: int = 0  # in UTF-8
     unknown: int = 0  # tokens of characters outside the vocabulary
 
 
@@ -33,7 +33,7 @@ class TokenWriter:
     """Writes the tokens of a split, in order, into `<stem>-00000.array_record` and so on."""
 
     def __init__(self, stem: Path, dtype: np.dtype, document: int):
-        """`document`: id of the token that a document starts with."""
+        """`document`: id of the token that starts a document."""
         self._stem, self._dtype, self._document = stem, dtype, document
         self._left = np.zeros(0, self._dtype)
         self._documents = self._written = 0
@@ -49,7 +49,7 @@ class TokenWriter:
         self._left = tokens[whole:]
 
     def close(self) -> str:
-        """Writes what is left; a digest of all tokens."""
+        """Writes the remaining tokens and returns a digest of all tokens."""
         if len(self._left) or self._writer is None:
             self._record(self._left)
         self._close_file()
@@ -58,7 +58,7 @@ class TokenWriter:
     def _close_file(self) -> None:
         try:
             self._writer.close()
-        except RuntimeError as error:  # the message alone says which
+        except RuntimeError as error:  # only the message says which error it is
             number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
             raise OSError(number, str(error)) from error
 
@@ -77,23 +77,27 @@ class TokenWriter:
 
 
 class TokenReader:
-    """Reads tokens of a split from anywhere. Any thread may."""
+    """Reads the tokens of a split from any position, in any thread."""
 
     def __init__(self, paths: list[Path], dtype: np.dtype, document: int):
-        """The arguments that `TokenWriter` had."""
+        """`paths`, `dtype` and `document` are those of the `TokenWriter`."""
         self._paths = paths
         self._records = sources.ArrayRecordDataSource([str(path) for path in paths])
         self._dtype, self._document = dtype, document
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens `start` to `stop` - 1 and the number of each one's document, both int32."""
+        """Tokens `start` to `stop` - 1 and their document numbers, both int32 [tokens].
+
+        Raises:
+            UserError: the files cannot be read.
+        """
         first = start // RECORD
         try:
             records = [self._records[i] for i in range(first, max(-(-stop // RECORD), first + 1))]
-        except Exception as error:  # ArrayRecord raises many kinds
+        except Exception as error:  # ArrayRecord raises exceptions of many types
             raise UserError(
-                f"the tokens in {self._paths[0].parent} cannot be read: {error}; the same command "
-                "again makes damaged ones anew"
+                f"the tokens in {self._paths[0].parent} cannot be read: {error}; run the same "
+                "command again to rebuild damaged files"
             ) from error
         tokens = np.concatenate([np.frombuffer(r, self._dtype, offset=8) for r in records])
         before = int(np.frombuffer(records[0], np.int64, count=1)[0])
@@ -103,6 +107,6 @@ class TokenReader:
 
 
 def checksum(path: Path) -> str:
-    """Of a file's bytes."""
+    """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

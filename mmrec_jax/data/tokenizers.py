@@ -1,13 +1,13 @@
 """Tokenizers: text to token ids and back.
 
-char    one token a character; what is not in the vocabulary is unknown
-byte    one token a UTF-8 byte
+char    one token per character; characters outside the vocabulary are unknown
+byte    one token per UTF-8 byte
 bpe     byte-level byte pair encoding, trained on the training split
 *.json  a tokenizer.json of the `tokenizers` library
-word    one token a word of a closed vocabulary (data/recall.py)
+word    one token per word of a closed vocabulary (data/sources/recall.py)
 
-Ids 0 and 1 are padding and the start of a document, which no text encodes to; a tokenizer.json gets
-them as its last two ids unless it has `<pad>` and `<doc>`.
+Ids 0 and 1 are padding and the start of a document; no text encodes to them. A tokenizer.json gets
+them as its last two ids unless it has `<pad>` and `<doc>`. "word" has neither.
 """
 
 import codecs
@@ -30,30 +30,30 @@ UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Tokens to text as they come, no character before it is whole."""
+    """Turns a stream of tokens into text, one complete character after another."""
 
     def feed(self, token: int) -> str:
-        """What can be shown now that this token has come."""
+        """The text that this token completes."""
 
     def rest(self) -> str:
-        """What is left when no more come; parts of a character as U+FFFD."""
+        """The text that remains after the last token; part of a character is U+FFFD."""
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the rest of the code asks of a tokenizer."""
+    """The interface of all tokenizers."""
 
-    padding: int  # id of the token that fills up
-    document: int | None  # id of the token a document starts with; None: it has none
-    unknown: int | None  # id of what the vocabulary does not have; None: it has everything
+    padding: int  # id of the padding token
+    document: int | None  # id of the token that starts a document; None: there is none
+    unknown: int | None  # id of anything outside the vocabulary; None: it has everything
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below this."""
+        """Number of ids; all ids are below it."""
 
     @property
     def text_ids(self) -> range:
-        """Ids that stand for text; the only ones to be written."""
+        """Ids that stand for text, the only ones that may be generated."""
 
     @property
     def tokens(self) -> list[str]:
@@ -63,17 +63,17 @@ class Tokenizer(Protocol):
         """Token ids, int32 [tokens]."""
 
     def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
-        """The text of token ids; ids that stand for nothing become nothing."""
+        """The text of token ids; ids that stand for no text are skipped."""
 
     def decoder(self) -> Decoder:
-        """For one stream of tokens."""
+        """A decoder for one stream of tokens."""
 
     def to_json(self) -> str:
-        """All of it, for `tokenizer_from_json`."""
+        """The tokenizer as JSON, for `tokenizer_from_json`."""
 
 
 class CharTokenizer:
-    """One token a character. Id 2 is any unknown one."""
+    """One token per character. Id 2 is any unknown character."""
 
     padding, document, unknown = PADDING, DOCUMENT, 2
     first = 3
@@ -85,12 +85,12 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "CharTokenizer":
-        """The most frequent characters of the texts, `vocab_size` with the three ids before."""
+        """The most frequent characters of the texts; `vocab_size` includes the three first ids."""
         counts: collections.Counter[str] = collections.Counter()
         for text in texts:
             counts.update(text)
         counts.pop(UNKNOWN_CHARACTER, None)
-        # Ties by code point, so that the vocabulary depends on the text alone.
+        # Ties are broken by code point, so that the vocabulary depends on the text alone.
         ranked = sorted(counts, key=lambda character: (-counts[character], character))
         return cls(sorted(ranked[: max(vocab_size - cls.first, 0)]))
 
@@ -130,7 +130,7 @@ class CharTokenizer:
 
 
 class ByteTokenizer:
-    """One token a byte of UTF-8; byte b is id 2 + b."""
+    """One token per byte of UTF-8; byte b has id 2 + b."""
 
     padding, document, unknown = PADDING, DOCUMENT, None
     first = 2
@@ -157,10 +157,10 @@ class ByteTokenizer:
 
 
 class SubwordTokenizer:
-    """A tokenizer of the `tokenizers` library: one trained here, or a user's."""
+    """A tokenizer of the `tokenizers` library, trained here or supplied by the user."""
 
     def __init__(self, tokenizer: hf.Tokenizer):
-        # Without this, a text that has "<doc>" in it would encode to the token of that name.
+        # Without this, "<doc>" in a text would be encoded as the token of that name.
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -175,8 +175,8 @@ class SubwordTokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> "SubwordTokenizer":
         """Byte-level BPE with at most `vocab_size` ids: `<pad>`, `<doc>`, 256 bytes, merges.
 
-        Merges are found one after the other, so a smaller vocabulary trained on the same texts is
-        the beginning of a larger one.
+        Merges are found one after another, so a smaller vocabulary trained on the same texts is the
+        beginning of a larger one.
 
         Raises:
             UserError: the vocabulary has no room for the bytes.
@@ -215,7 +215,7 @@ class SubwordTokenizer:
         return [self._tokenizer.id_to_token(index) for index in range(self.vocab_size)]
 
     def merges(self) -> dict[int, tuple[int, int]]:
-        """Of each id that merges two others, these; of one found twice, the first."""
+        """The two ids that each merged id consists of; if there are several pairs, the first."""
         ids = {token: index for index, token in enumerate(self.tokens)}
         found: dict[int, tuple[int, int]] = {}
         for left, right in json.loads(self._tokenizer.to_str())["model"].get("merges", []):
@@ -223,7 +223,7 @@ class SubwordTokenizer:
         return found
 
     def encode(self, text: str) -> np.ndarray:
-        # "fast": without the offsets into the text, which nobody asks for.
+        # "fast" skips the offsets into the text, which are not needed.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return np.array(encoding.ids, np.int32)
 
@@ -239,7 +239,7 @@ class SubwordTokenizer:
 
 
 class WordTokenizer:
-    """One token a word of a closed vocabulary; words are parted by white space. Id 0 is unknown."""
+    """One token per word of a closed vocabulary, split at white space. Id 0 is any unknown word."""
 
     padding, document, unknown = 0, None, 0
 
@@ -280,7 +280,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer.json of the `tokenizers` library, or of a workdir.
 
     Raises:
-        UserError: it is missing or not a tokenizer.
+        UserError: the file is missing or not a tokenizer.
     """
     try:
         text = path.read_text()
@@ -294,7 +294,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """The tokenizer of which `to_json` gave this."""
+    """The tokenizer that `to_json` turned into this text."""
     values = json.loads(text)
     match values["kind"]:
         case "char":
@@ -307,16 +307,16 @@ def tokenizer_from_json(text: str) -> Tokenizer:
 
 
 def document_tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """Tokens of the beginning of a document, int32 [tokens]."""
+    """Tokens of a text that begins a document, int32 [tokens]."""
     start = [] if tokenizer.document is None else [tokenizer.document]
     return np.concatenate([np.array(start, np.int32), tokenizer.encode(text)])
 
 
-# --- streams of tokens ---
+# --- decoders ---
 
 
 class _WholeTokens:
-    """Each token is text of its own."""
+    """Each token is complete text by itself."""
 
     def __init__(self, text_of):
         self.feed = text_of
@@ -326,7 +326,7 @@ class _WholeTokens:
 
 
 class _Bytes:
-    """Each token is some bytes of UTF-8."""
+    """Each token is one byte of UTF-8, or no text."""
 
     def __init__(self, bytes_of):
         self._bytes_of = bytes_of
@@ -340,7 +340,7 @@ class _Bytes:
 
 
 class _Subwords:
-    """The library's own stream, and what it holds back."""
+    """The library's own decoding stream, and the tokens that it holds back."""
 
     def __init__(self, tokenizer: hf.Tokenizer):
         self._tokenizer, self._held = tokenizer, []

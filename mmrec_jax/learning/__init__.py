@@ -1,4 +1,4 @@
-"""Pure functions of arrays that data and model meet in: loss, optimizer, step, evaluation, cost.
+"""Pure functions that combine data and model: loss, optimizer, step, evaluation, cost.
 
 Nothing here prints, draws, or touches a workdir.
 """

@@ -1,16 +1,17 @@
-"""What a run will cost, before anything of it is allocated: train.py --dry_run.
+"""What a run will cost, computed before anything is allocated: train.py --dry_run.
 
 Parameters are those of the model itself, traced by shapes alone. FLOPs are those of matrix
 products:
 
-    forward, a token    2 for each weight of a matrix (the embedding counts as logits), and
-                        4 D (S + C + M) a layer to read short-term and long-term memory
-    training, a token   3 times that, and for each layer 4 D^2 to compute the recurrence's gates
-                        again, 2 D for each query that the saliency loss looks at, and 3 times
-                        UBOO's own; with model.remat the forward pass of the layers once more
+    forward, per token    2 for each weight of a matrix (the embedding counts as logits), and
+                          4 D (S + C + M) per layer to read short-term and long-term memory
+    training, per token   3 times that; also, per layer, 4 D^2 to recompute the gates of the
+                          recurrence, 2 D for each query that the saliency loss examines, and
+                          3 times the products of UBOO; with model.remat, the forward pass of the
+                          layers once more
 
-Activations are what the backward pass of the traced loss keeps; of one and of two layers, because
-every further layer keeps as much as the second.
+Activations are what the backward pass of the traced loss keeps. One and two layers are traced,
+because every further layer keeps as much as the second.
 """
 
 import dataclasses
@@ -49,24 +50,24 @@ _PARTS = {
 
 
 class Flops(NamedTuple):
-    """Of matrix products, a token."""
+    """FLOPs of matrix products per token."""
 
     forward: dict[str, int]  # by part
     training: int
 
 
 class Memory(NamedTuple):
-    """Bytes of a training step, of all devices together."""
+    """Total bytes of a training step on all devices."""
 
     parameters: int
     optimizer: int
     gradients: int
     activations: int
-    state: int  # of the texts of a batch
+    state: int  # of all sequences of a batch
 
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
-    """By part."""
+    """The number of parameters, by part of the model."""
     counts = dict.fromkeys(_PARTS.values(), 0)
     for part, x in _named(model):
         counts[part] = counts.get(part, 0) + x.size
@@ -74,7 +75,7 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
 
 
 def count_flops(config: Config) -> Flops:
-    """See the top of this file."""
+    """FLOPs per token, as defined at the top of this file."""
     model, layers = config.model, config.model.num_layers
     forward = Counter()
     for part, x in _named(model):
@@ -82,7 +83,7 @@ def count_flops(config: Config) -> Flops:
             forward[part] += 2 * x.size
     seen = model.short_term + model.chunk_len + model.long_term
     forward[_READING] = 4 * model.dim * seen * layers
-    of_uboo = forward.pop(_UBOO, 0)  # computed in training alone
+    of_uboo = forward.pop(_UBOO, 0)  # computed only in training
     once = sum(forward.values())
 
     training = 3 * (once + of_uboo) + 4 * model.dim**2 * layers
@@ -94,12 +95,12 @@ def count_flops(config: Config) -> Flops:
         training += 2 * model.dim * queries * layers
     if model.remat:
         training += once - forward[_EMBEDDING] + again
-        training -= 8 * model.dim**2 * layers  # the last product, by W_2: nobody needs its result
+        training -= 8 * model.dim**2 * layers  # the last product, by W_2, is not needed again
     return Flops(dict(forward), training)
 
 
 def count_memory(config: Config) -> Memory:
-    """Bytes that a training step needs at its largest, but for what the compiler adds."""
+    """Bytes that a training step needs at its peak, without what the compiler adds."""
     train, params = config.train, _shapes(config.model)
     optimizer = make_optimizer(train, optax.constant_schedule(0.0))
     of_params = _bytes(params)
@@ -114,14 +115,14 @@ def count_memory(config: Config) -> Memory:
 
 @functools.cache
 def _shapes(model: ModelConfig):
-    """Of the parameters. All layers are alike, so one is traced."""
+    """Shapes of the parameters. All layers are alike, so only one is traced."""
     one = dataclasses.replace(model, num_layers=1)
     params = jax.eval_shape(lambda: init_params(one, jax.random.key(0)))
     return {**params, "blocks": dict.fromkeys(range(model.num_layers), params["blocks"][0])}
 
 
 def _named(model: ModelConfig):
-    """Every parameter's shape, with its part."""
+    """Yields the part and the shape of every parameter."""
     for path, x in jax.tree_util.tree_flatten_with_path(_shapes(model))[0]:
         names = (str(entry.key) for entry in path)
         yield next((_PARTS[name] for name in names if name in _PARTS), _NORMS), x
@@ -139,13 +140,13 @@ def _activations(config: Config) -> int:
 
     one, two = kept(1, config.model.remat), kept(2, config.model.remat)
     total = one + (layers - 1) * (two - one)
-    if config.model.remat:  # the layer whose turn it is
+    if config.model.remat:  # the layer that is being recomputed
         total += kept(2, False) - kept(1, False)
     return total
 
 
 def _kept(config: Config, model: ModelConfig) -> int:
-    """Bytes between the forward and the backward pass of a micro-batch, parameters apart."""
+    """Bytes kept between the forward and backward pass of a micro-batch, without parameters."""
     config = dataclasses.replace(config, model=model)
     rows = config.train.batch_size // config.train.accumulate_steps
     tokens = jax.ShapeDtypeStruct((rows, config.train.seq_len), jnp.int32)

@@ -20,18 +20,18 @@ from mmrec_jax.learning.loss import begin
 from mmrec_jax.model.lm import State, init_state
 from mmrec_jax.model.params import Params, model_graph
 
-FIRST_BUCKET = 256  # tokens of context in the first bucket of the loss by position; then doubling
+FIRST_BUCKET = 256  # tokens of context in the first bucket of the loss by position; the rest double
 
 
 class EvalTokens(NamedTuple):
-    """What an evaluation step tells of each token."""
+    """What an evaluation step reports for each token."""
 
     loss: Float[Array, "batch T"]  # nats; 0 where nothing is predicted
-    correct: Float[Array, "batch T"]  # 1 where the most likely prediction was right
+    correct: Float[Array, "batch T"]  # 1 where the most likely token is correct, else 0
 
 
 class Bucket(NamedTuple):
-    """The tokens with so many tokens of context: from `first` to 2 `first` - 1, or 0 to 255."""
+    """The tokens with `first` to 2 `first` - 1 tokens of context; in the first bucket, 0 to 255."""
 
     first: int
     tokens: int
@@ -40,10 +40,12 @@ class Bucket(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
+    """The figures of an evaluation."""
+
     loss: float  # nats per token
-    accuracy: float  # share of tokens whose most likely prediction is right
+    accuracy: float  # share of tokens whose most likely prediction is correct
     bits_per_byte: float  # of the UTF-8 text
-    tokens: int  # predicted
+    tokens: int  # number of predicted tokens
     tokens_per_second: float
     by_position: tuple[Bucket, ...] = ()
 
@@ -53,7 +55,7 @@ class EvalResult:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def to_dict(self) -> dict:
-        """The figures of the whole text."""
+        """The figures of the complete text, without those by position."""
         values = dataclasses.asdict(self)
         del values["by_position"]
         return {**values, "perplexity": self.perplexity}
@@ -62,7 +64,7 @@ class EvalResult:
 def make_eval_step(
     config: ModelConfig,
 ) -> Callable[[Params, Batch, State | None], tuple[EvalTokens, State | None]]:
-    """The jitted evaluation of one batch, without dropout; it carries memory if it is given one."""
+    """The jitted evaluation of one batch, without dropout. It carries memory if it is given one."""
     graph = model_graph(config)
 
     def step(params: Params, batch: Batch, memory: State | None):
@@ -82,11 +84,14 @@ def evaluate(
     """Evaluates every token of a text once, in windows of the training length.
 
     Args:
-        eval_step: of `make_eval_step`.
+        eval_step: the result of `make_eval_step`.
         params: the model's parameters.
-        text: a split, read in `eval_batch_size` lanes; or windows, read as they come.
-        config: of the run.
-        carry_memory: whether a window goes on from the one before it in its lane.
+        text: a split, read in `eval_batch_size` lanes, or windows, read in order.
+        config: the config of the run.
+        carry_memory: whether a window starts with the memory of the previous one in its lane.
+
+    Raises:
+        UserError: the windows have nothing to predict.
     """
     start = time.perf_counter()
     batches = text
@@ -115,7 +120,7 @@ def evaluate(
 
 
 class _Sums:
-    """Sums in float64 of loss, right predictions and tokens, by bucket of context."""
+    """Float64 sums of loss, correct predictions and tokens, by bucket of context."""
 
     def __init__(self):
         self.by_bucket = np.zeros((64, 3))
@@ -136,7 +141,7 @@ class _Sums:
 
 
 def _context(batch: Batch, last) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """For each token how many of its document its lane has read before, and what to pass next."""
+    """For each token, how many of its document precede it in its lane; and the next `last`."""
     count, document = (-1, -1) if last is None else last
     count = np.where(batch.fresh | (batch.documents[:, 0] != document), -1, count)
     starts = np.diff(batch.documents, axis=1, prepend=batch.documents[:, :1]) != 0
@@ -148,6 +153,6 @@ def _context(batch: Batch, last) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarr
 
 
 def state_bytes(config: Config) -> int:
-    """Bytes of the model's memory of one text, however long."""
+    """Bytes of the model's state for one text of any length."""
     state = jax.eval_shape(lambda: init_state(config.model, 1))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

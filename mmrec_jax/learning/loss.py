@@ -13,15 +13,15 @@ from mmrec_jax.model.params import Params, model_graph
 
 
 def training_loss(config: Config, params: Params, batch: Batch, memory, total_weight, key):
-    """What training minimizes, of one micro-batch.
+    """What training minimizes, for one micro-batch.
 
     Args:
-        config: of the run.
+        config: the config of the run.
         params: the model's parameters.
-        batch: of the micro-batch.
-        memory: what its sequences had read before; None: nothing, and nothing is carried on.
-        total_weight: predictions in the whole batch.
-        key: for dropout.
+        batch: the micro-batch.
+        memory: the state that its sequences start from; None: an empty one, and none is returned.
+        total_weight: number of predictions in the complete batch.
+        key: for dropout and the sample of queries of the saliency loss.
 
     Returns:
         The objective, then (cross-entropy in nats per token, saliency loss, UBOO loss) and the
@@ -40,7 +40,7 @@ def training_loss(config: Config, params: Params, batch: Batch, memory, total_we
 
 
 def begin(config: ModelConfig, memory: State | None, batch: Batch) -> State | None:
-    """The memory that a batch starts from: nothing read, where a sequence is fresh."""
+    """The memory that a batch starts from: an empty state where a sequence is fresh."""
     if memory is None:
         return None
     return choose(batch.fresh, init_state(config, len(batch.tokens)), memory)

@@ -9,7 +9,7 @@ from mmrec_jax.errors import UserError
 
 
 def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
-    """The learning rate after a number of steps: linear warm-up, then cosine decay to the end.
+    """The learning rate after each number of steps: linear warm-up, then cosine decay to the end.
 
     Raises:
         UserError: the warm-up is not shorter than the training.
@@ -17,7 +17,7 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Sched
     if config.warmup_steps >= total_steps:
         raise UserError(
             f"train.warmup_steps is {config.warmup_steps}, but training has only {total_steps} "
-            "steps; lower it, or train for longer"
+            "steps; lower it, or train longer"
         )
     return optax.warmup_cosine_decay_schedule(
         init_value=config.initial_learning_rate,
@@ -29,7 +29,7 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Sched
 
 
 def slower_where(where, rate: float) -> optax.GradientTransformation:
-    """Multiplies updates by a rate where a tree of bools, like the parameters, is true."""
+    """Multiplies updates by a rate where `where`, a tree of bools like the parameters, is true."""
     return optax.stateless(
         lambda updates, _: jax.tree.map(
             lambda x, is_slower: jnp.where(is_slower, rate * x, x), updates, where
@@ -38,7 +38,7 @@ def slower_where(where, rate: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW; vectors (biases, norms) are not decayed."""
+    """Clipping by global norm, then AdamW without weight decay on vectors (biases, norms)."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(

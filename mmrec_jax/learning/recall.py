@@ -1,4 +1,4 @@
-"""Accuracy of recall by length of text: how long a model keeps facts in its memory."""
+"""Recall accuracy by text length: how long a model keeps facts in its memory."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.params import Params, model_graph
 
 MULTIPLES = (1, 4, 20, 100, 1000)
-TEXTS = 16  # of each task
-LONG_PIECE = 512  # tokens of noise read at once, about
+TEXTS = 16  # per task
+LONG_PIECE = 512  # approximate number of tokens of noise read in one call
 
 
 def recall_accuracy(
@@ -23,19 +23,23 @@ def recall_accuracy(
     texts: int = TEXTS,
     seed: int = 1,
 ) -> tuple[dict[str, int], dict[str, list[float]]]:
-    """Asks for the facts of each text after more and more noise.
+    """Asks for the facts of each text after increasing amounts of noise.
 
-    A text is read once. Where it has reached a length, a copy of the state reads the questions.
+    Each text is read once. At each length, a copy of the state reads the questions.
 
     Args:
-        config: of the run.
+        config: the config of the run.
         params: the model's parameters.
-        multiples: lengths of the texts in lengths trained on, growing.
-        texts: how many of each task.
-        seed: of the texts.
+        multiples: text lengths as multiples of the training length, in increasing order.
+        texts: number of texts per task.
+        seed: seed of the texts.
 
     Returns:
-        By task: number of answers asked for at each length, and share of right ones.
+        By task: the number of answers asked for at each length, and the share of correct answers
+        at each length.
+
+    Raises:
+        UserError: the training length is too short for the facts and questions.
     """
     length, pairs = config.train.seq_len, config.data.recall_pairs
     chunk_len = config.model.chunk_len
@@ -101,7 +105,7 @@ def recall_accuracy(
 
 
 def _readers(config: Config):
-    """Compiled: tokens to (predictions, state), and to (state,) alone, which needs no logits."""
+    """Compiled functions from tokens to (predictions, state), and to (state,) without logits."""
     graph = model_graph(config.model)
 
     def read(params, state, tokens):

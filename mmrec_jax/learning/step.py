@@ -18,16 +18,16 @@ from mmrec_jax.model.params import Params, init_params
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """Everything that a step changes."""
 
-    step: Int[Array, ""]  # steps done
+    step: Int[Array, ""]  # number of steps done
     params: Params
     opt_state: optax.OptState
-    memory: State | None = None  # what the lanes have read, where memory is carried
+    memory: State | None = None  # the state of the lanes, if memory is carried
 
 
 class StepMetrics(NamedTuple):
-    """What a step tells; nothing in it is fetched before the next step runs."""
+    """What a step reports; nothing in it is fetched before the next step runs."""
 
     loss: Float[Array, ""]  # mean cross-entropy in nats per token
     saliency_loss: Float[Array, ""]
@@ -41,7 +41,7 @@ def init_train_state(
     key: PRNGKeyArray,
     params: Params | None = None,
 ) -> TrainState:
-    """The state before the first step: of fresh parameters, unless some are given."""
+    """The state before the first step, with newly initialized parameters unless they are given."""
     params = init_params(config.model, key) if params is None else params
     memory = None
     if config.train.carry_memory:
@@ -52,10 +52,10 @@ def init_train_state(
 def make_train_step(
     config: Config, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """The jitted step. It donates the state; dropout depends on the seed and the step alone.
+    """The jitted step. It donates the state; dropout depends only on the seed and the step.
 
-    With `train.carry_memory` a sequence that is not fresh starts from what its lane had read in the
-    step before. That is an input, so no gradient goes back into it.
+    With `train.carry_memory`, a sequence that is not fresh starts from the state of its lane after
+    the previous step. That state is an input, so no gradient flows back into it.
     """
     micro_batches = config.train.accumulate_steps
     seed = config.train.seed
@@ -76,7 +76,7 @@ def make_train_step(
             )
             return jax.tree.map(jnp.add, sums, (grads, losses)), new_memory
 
-        def divide(x):  # no -1 in the shapes: a memory without slots has no elements
+        def divide(x):  # without -1 in the shape, because a memory without slots has no elements
             return x.reshape(micro_batches, len(x) // micro_batches, *x.shape[1:])
 
         split = jax.tree.map(divide, (batch, memory))

@@ -1,4 +1,4 @@
 """Tokens to logits: the recurrence, the three memories, the block, the language model, growth.
 
-Pure functions and parameter containers. Nothing here knows of text, files, batches or training.
+Pure functions and parameter containers. Nothing here depends on text, files, batches or training.
 """

@@ -25,13 +25,13 @@ from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, stat
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
 
 
-# Saliency starts here: nothing is expected to be of use before it is shown to be. A bank carried
-# from the first steps on would otherwise hold on to tokens of a model that knew nothing.
+# Initially no token is expected to be used. Otherwise a bank that is carried from the first steps
+# on would hold on to tokens that an untrained model has chosen.
 INITIAL_SALIENCY = -4.0
 
 
 class LayerState(NamedTuple):
-    """What a layer remembers of a text."""
+    """What a layer remembers of a sequence."""
 
     h: Float[Array, "batch dim"]  # recurrent memory, float32 or wider
     last_k: Float[Array, "batch heads K"]  # the next token's key in heads with shifted keys
@@ -39,19 +39,19 @@ class LayerState(NamedTuple):
 
 
 class AuxLosses(NamedTuple):
-    """Training losses besides cross-entropy, not weighted."""
+    """Unweighted training losses besides cross-entropy."""
 
     saliency: Float[Array, ""]
     uboo: Float[Array, ""]
 
 
 def param_dtype(config: ModelConfig) -> jnp.dtype:
-    """The dtype of parameters, recurrence and softmax: float32, or float64 where that is asked."""
+    """The dtype of parameters, recurrence and softmax: float32, or float64 with model.dtype."""
     return jnp.promote_types(jnp.dtype(config.dtype), jnp.float32)
 
 
 def init_layer_state(config: ModelConfig, batch: int) -> LayerState:
-    """A layer that has read nothing."""
+    """The empty state of a layer."""
     heads, head_dim, dtype = config.num_heads, config.head_dim, jnp.dtype(config.dtype)
     return LayerState(
         h=jnp.zeros((batch, config.dim), param_dtype(config)),
@@ -81,7 +81,7 @@ class RMSNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear maps with a GELU between them."""
 
     def __init__(self, linear, dim: int, hidden: int, **last):
         self.up = linear(dim, hidden)
@@ -92,13 +92,13 @@ class MLP(nnx.Module):
 
 
 def _spread_decays(key, shape, dtype):
-    """Biases such that sigma runs evenly from 0.5 to 0.998 over the channels."""
+    """Biases for which sigma increases evenly from 0.5 to 0.998 over the channels."""
     decay = jnp.linspace(0.5, 0.998, shape[0], dtype=dtype)
     return jnp.log(decay / (1 - decay))
 
 
 def _initial_saliency(config: ModelConfig):
-    """Biases of W_fused: zero, but for p's."""
+    """Initializer of the biases of W_fused: zero except those of p."""
 
     def init(key, shape, dtype):
         p = slice(4 * config.dim, 5 * config.dim)
@@ -108,7 +108,7 @@ def _initial_saliency(config: ModelConfig):
 
 
 class Block(nnx.Module):
-    """A layer: see the top of this file. Attributes carry the names of the equations."""
+    """A block, as defined at the top of this file. Attributes are named as in the equations."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
@@ -158,13 +158,13 @@ class Block(nnx.Module):
         state: LayerState,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "batch T dim"], LayerState, AuxLosses]:
-        """Reads T tokens: a whole number of chunks, or a single one.
+        """Reads T tokens: complete chunks, or a single token.
 
         Args:
             x: the residual stream.
-            where: which tokens belong to one document; of a single token, where it stands.
+            where: which tokens belong to one document; for a single token, its place.
             state: the state before the first token.
-            key: for dropout; None switches it and the auxiliary losses off (evaluation).
+            key: for dropout; None switches dropout and the auxiliary losses off (evaluation).
 
         Returns:
             The residual stream, the state after the last token, and the auxiliary losses.
@@ -238,7 +238,7 @@ class Block(nnx.Module):
     def core(
         self, z: Float[Array, "batch T dim"], gamma: Float[Array, "batch T dim"]
     ) -> tuple[CoreInputs, CoreWeights]:
-        """What drives the recurrence, and its weights; float32 or wider."""
+        """The inputs and the weights of the recurrence, float32 or wider."""
         W_mz, W_mh = jnp.split(self.W_m.kernel[...], 2)
         z = z.astype(W_mz.dtype)
         inputs = CoreInputs(z, gamma, zm=matmul(z, W_mz) + self.W_m.bias[...])
@@ -253,7 +253,7 @@ class Block(nnx.Module):
     def uboo_loss(
         self, h: Float[Array, "batch T dim"], h_prev: Float[Array, "batch T dim"]
     ) -> Float[Array, ""]:
-        """How far MLP_target(h_{t-1}) is from MLP_err(h_t); no gradient goes through h_t."""
+        """Mean square of MLP_err(h_t) - MLP_target(h_{t-1}); no gradient flows through h_t."""
         error = self.mlp_err(lax.stop_gradient(h)) - self.mlp_target(h_prev)
         return jnp.mean(jnp.square(error.astype(param_dtype(self.config))))
 

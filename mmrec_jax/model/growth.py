@@ -1,13 +1,14 @@
 """Growth: the parameters of a larger model that computes what a smaller, trained one computes.
 
-Whatever is D wide (residual stream, q k v z p e, recurrent state) is laid out in heads. Channel j
-of head i goes to a channel of the same head in the larger model, the one whose rotary frequency is
-the same; the rest are new. New channels of the residual stream, z, v, k and so of the state start
-at zero: what *writes* them is zero, what *reads* them is a fresh initialization, which so learns at
-once. New units inside an MLP read at random and write zero; new layers write zero.
+Everything that is D wide (residual stream, q k v z p e, recurrent state) is divided into heads.
+Channel j of head i becomes the channel of the same head in the larger model that has the same
+rotary frequency; all other channels are new. New channels of the residual stream, z, v, k and
+therefore of the state start at zero: the weights that *write* them are zero, and the weights that
+*read* them are freshly initialized, so learning starts immediately. New units inside an MLP read at
+random and write zero; new layers write zero.
 
-RMSNorm, q and p depend on D or K themselves, and are scaled: sqrt(D_old / D_new) on the weights of
-a norm, sqrt(K_new / K_old) on q, W_q, b_q and p.
+RMSNorm, q and p depend on D or K themselves and are scaled: sqrt(D_old / D_new) on the weights of a
+norm, sqrt(K_new / K_old) on q, W_q, b_q and p.
 """
 
 from collections.abc import Sequence
@@ -24,27 +25,27 @@ from mmrec_jax.model.params import Params, init_params
 
 
 class Axis(NamedTuple):
-    """One axis of a parameter: old places among the new ones."""
+    """One axis of a grown parameter: where the old indices are among the new ones."""
 
-    old: np.ndarray  # int: where each old place is
-    size: int  # new
+    old: np.ndarray  # int: the new index of each old one
+    size: int  # the new length
     silent_output: np.ndarray  # bool [size]: what is written there starts at zero
     silent_input: np.ndarray  # bool [size]: what is read from there adds nothing to old outputs
-    scale: np.ndarray  # float [len(old)]: of old outputs
+    scale: np.ndarray  # float [len(old)]: factor on old outputs
 
     @property
     def is_new(self) -> np.ndarray:
-        """Bool [size]."""
+        """Which indices are new, bool [size]."""
         is_new = np.ones(self.size, bool)
         is_new[self.old] = False
         return is_new
 
 
 def check_growth(old: ModelConfig, new: ModelConfig) -> list[str]:
-    """Whether a model can grow into another exactly.
+    """Checks that a model can grow into another that computes the same.
 
     Returns:
-        What will be seen differently although no parameter is lost, a line each.
+        One line for each memory that becomes larger, which lets the model see more than before.
 
     Raises:
         UserError: something shrinks, or cannot be kept exactly.
@@ -62,15 +63,16 @@ def check_growth(old: ModelConfig, new: ModelConfig) -> list[str]:
     for name in ("mu", "shifted_keys"):
         was, is_ = getattr(old, name), getattr(new, name)
         if was != is_:
-            raise UserError(f"model.{name} is {was}, and would be {is_}: growth cannot keep that")
+            raise UserError(f"model.{name} is {was}, and would be {is_}: growth cannot change it")
     if new.head_dim % old.head_dim:
         raise UserError(
-            f"the head width K grows from {old.head_dim} to {new.head_dim}: it must be a multiple, "
-            "so that rotary positions have the old frequencies among theirs"
+            f"the head width K grows from {old.head_dim} to {new.head_dim}: it must be a multiple "
+            "of the old width, so that rotary positions include the old frequencies"
         )
     if new.chunk_len % old.chunk_len:
         raise UserError(
-            f"model.chunk_len grows from {old.chunk_len} to {new.chunk_len}: it must be a multiple"
+            f"model.chunk_len grows from {old.chunk_len} to {new.chunk_len}: it must be a multiple "
+            "of the old length"
         )
     return [
         f"model.{name} grows from {getattr(old, name)} to {getattr(new, name)}: the model sees more"
@@ -91,15 +93,16 @@ def grow(
     """Parameters of a larger model whose logits are those of a smaller one.
 
     Args:
-        params: of the smaller model.
-        old: its shape.
-        new: the larger shape.
-        key: for what starts at random.
+        params: parameters of the smaller model.
+        old: config of the smaller model.
+        new: config of the larger model.
+        key: for random initialization.
         placement: where new layers go: after all others ("top") or between them ("spread").
-        parents: for each new token the tokens (a merge: the two it merges) whose mean its row of
-            the embedding starts as (of more than two, as long as they are); of none, or where
-            there is no entry, at random.
-        noise: what starts at random is that of a fresh model times this; norms apart.
+        parents: for each new token, the tokens whose mean its row of the embedding starts as (for a
+            merge, the two that it merges). The mean of more than two is scaled to their average
+            norm. Without parents the row starts at random.
+        noise: scale of the random initialization, as a multiple of that of a fresh model; vectors
+            (biases, norms) are not scaled.
 
     Returns:
         Parameters of the larger model.
@@ -113,14 +116,14 @@ def grow(
     if parents:
         rows = np.array(grown["embedding"]["embedding"])
         for token, of in enumerate(parents, start=old.vocab_size):
-            if len(of):  # some of them may be new themselves
+            if len(of):  # some of them may be new tokens
                 rows[token] = _mean(rows[np.asarray(of)])
         grown["embedding"]["embedding"] = jnp.asarray(rows)
     return grown
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:
-    """The mean; of more than two, as long as they are, because that of many would be short."""
+    """The mean; for more than two rows, scaled to their average norm, or it would be too short."""
     mean = rows.mean(axis=0)
     if len(rows) > 2:
         mean *= np.linalg.norm(rows, axis=1).mean() / max(np.linalg.norm(mean), 1e-30)
@@ -130,15 +133,15 @@ def _mean(rows: np.ndarray) -> np.ndarray:
 def grow_moments(
     moments: Params, old: ModelConfig, new: ModelConfig, power: int, placement: str = "top"
 ) -> Params:
-    """Adam's moments of the larger model: those of old parameters, zero for new ones.
+    """Adam's moments of the larger model: those of the old parameters, zero for new ones.
 
     Args:
         moments: a tree like the smaller model's parameters.
-        old: its shape.
-        new: the larger shape.
-        power: 1 for the mean of gradients, 2 for that of their squares. Of a parameter that growth
-            multiplies by c, the gradient is divided by c.
-        placement: that of `grow`.
+        old: config of the smaller model.
+        new: config of the larger model.
+        power: 1 for the mean of gradients, 2 for the mean of their squares. If growth multiplies a
+            parameter by c, its gradient is divided by c.
+        placement: as in `grow`.
     """
     shapes = jax.eval_shape(lambda: init_params(new, jax.random.key(0)))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -150,7 +153,7 @@ def grow_moments(
 
 
 def is_old(old: ModelConfig, new: ModelConfig, placement: str = "top") -> Params:
-    """Which parameters of the larger model were in the smaller one: a tree like it, bool."""
+    """Which parameters of the larger model come from the smaller one: a tree of bools like them."""
 
     def tree(config, value):
         shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
@@ -164,7 +167,11 @@ def is_old(old: ModelConfig, new: ModelConfig, placement: str = "top") -> Params
 
 
 def layer_places(old_layers: int, new_layers: int, placement: str) -> list[int]:
-    """Where each old layer is in the larger model."""
+    """The index of each old layer in the larger model.
+
+    Raises:
+        UserError: the placement is unknown.
+    """
     if placement == "top":
         return list(range(old_layers))
     if placement != "spread":
@@ -173,7 +180,7 @@ def layer_places(old_layers: int, new_layers: int, placement: str) -> list[int]:
     return [i * new_layers // old_layers for i in range(old_layers)]
 
 
-# --- what goes where ---
+# --- from old to new parameters ---
 
 
 def _grow_tree(params, fresh, old: ModelConfig, new: ModelConfig, placement: str, keep) -> Params:
@@ -195,7 +202,7 @@ def _grow_tree(params, fresh, old: ModelConfig, new: ModelConfig, placement: str
     return {**grown, "blocks": blocks}
 
 
-# Of each linear layer: the axis it reads and the axis it writes.
+# For each linear map, the axis it reads and the axis it writes.
 _LINEAR = {
     "W_fused": ("channels", "fused"),
     "W_g": ("channels", "channels"),
@@ -207,7 +214,7 @@ _LINEAR = {
     "W_down": ("channels", "rank"),
     "W_up": ("rank", "channels"),
 }
-# Of each MLP: its hidden axis. It reads and writes channels.
+# For each MLP, its hidden axis. All read and write channels.
 _MLP = {
     "mlp_gamma": "decay",
     "mlp_context": "decay",
@@ -217,7 +224,7 @@ _MLP = {
 
 
 def _grow_block(block, fresh, axes, keep):
-    grown = dict(fresh)  # what the old block does not have stays as it is: it adds nothing
+    grown = dict(fresh)  # what the old block does not have stays fresh: it adds nothing
     for name, values in block.items():
         if name in ("norm1", "norm2"):
             grown[name] = _grow_norm(values, fresh[name], axes, keep)
@@ -245,7 +252,7 @@ def _grow_norm(values, fresh, axes, keep):
 
 
 def _keep_function(value, fresh, axes: tuple[Axis, ...]):
-    """The new parameter: old values in their places, zero where it must be, else fresh."""
+    """The new parameter: old values in their places, zero where required, fresh elsewhere."""
     *reads, writes = axes
     new = jnp.where(writes.silent_output, 0, fresh)
     for axis in reads:
@@ -259,7 +266,7 @@ def _put(value, new, axes: tuple[Axis, ...], scale_power: int):
 
 
 def _silent(block) -> dict[str, Any]:
-    """A fresh block that leaves the residual stream as it is: z, v, W_o and W_2 are zero."""
+    """A fresh block that leaves the residual stream unchanged: z, v, W_o and W_2 are zero."""
     fused, dim = block["W_fused"], block["W_o"]["bias"].shape[0]
     v, z = slice(2 * dim, 3 * dim), slice(3 * dim, 4 * dim)
     kernel, bias = fused["kernel"], fused["bias"]
@@ -288,7 +295,7 @@ def _axes(old: ModelConfig, new: ModelConfig) -> dict[str, Axis]:
     channels = axis(channel, new.dim)
     silent = axis(channel, new.dim, silent_output=True)
     scaled = axis(channel, new.dim, scale=(new.head_dim / old.head_dim) ** 0.5)
-    # p of a new channel would change the saliency of an old head; that of a new head may be any.
+    # New channels of p would change the saliency of old heads; in new heads they may be anything.
     of_old_heads = np.arange(new.dim) < old.num_heads * new.head_dim
     p = scaled._replace(silent_output=of_old_heads & scaled.is_new)
     return {
@@ -307,7 +314,7 @@ def _axes(old: ModelConfig, new: ModelConfig) -> dict[str, Axis]:
 
 
 def _joined(*axes: Axis) -> Axis:
-    """Axes one after the other."""
+    """Concatenates axes."""
     starts = np.cumsum([0, *(axis.size for axis in axes)])
     return Axis(
         old=np.concatenate([a.old + start for a, start in zip(axes, starts[:-1], strict=True)]),

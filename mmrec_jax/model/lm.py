@@ -1,4 +1,4 @@
-"""The language model: embedding, blocks, final norm, logits with the embedding matrix."""
+"""The language model: embedding, blocks, final norm, and logits from the embedding matrix."""
 
 from typing import NamedTuple
 
@@ -18,20 +18,20 @@ from mmrec_jax.model.block import (
 )
 from mmrec_jax.model.memory import Place, Segments
 
-NO_DOCUMENT = -1  # what a state that has read nothing has read
+NO_DOCUMENT = -1  # the document of an empty state
 
 
 class State(NamedTuple):
-    """All that the model remembers of a text. Its size is constant."""
+    """Everything that the model remembers of a text. Its size is constant."""
 
     layers: tuple[LayerState, ...]
     document: Int[Array, "batch"]  # id of the last token's document
-    place: Int[Array, "batch"]  # of the next token in its chunk
-    live: Bool[Array, "batch near"]  # which of the near tokens (memory.py) are of that document
+    place: Int[Array, "batch"]  # position of the next token in its chunk
+    live: Bool[Array, "batch near"]  # which near tokens (memory.py) belong to that document
 
 
 class Output(NamedTuple):
-    """What reading gives. `step` has no axis T in its logits."""
+    """The result of reading tokens. The logits of `step` have no axis T."""
 
     logits: Float[Array, "batch *T vocab"]  # of the next token; float32 or wider
     state: State
@@ -39,7 +39,7 @@ class Output(NamedTuple):
 
 
 def init_state(config: ModelConfig, batch: int) -> State:
-    """The state of `batch` texts of which nothing has been read."""
+    """The empty state of `batch` sequences."""
     return State(
         layers=tuple(init_layer_state(config, batch) for _ in range(config.num_layers)),
         document=jnp.full(batch, NO_DOCUMENT, jnp.int32),
@@ -49,7 +49,7 @@ def init_state(config: ModelConfig, batch: int) -> State:
 
 
 class MMRec(nnx.Module):
-    """The model. A container of parameters: every text's state is an argument and a result."""
+    """The model, a container of parameters. The state is an argument and a result."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
@@ -58,7 +58,8 @@ class MMRec(nnx.Module):
             config.dim,
             dtype=jnp.dtype(config.dtype),
             param_dtype=param_dtype(config),
-            # Tied to the logits: of unit variance, so that the first loss is a little above log V.
+            # Also the output matrix: logits of unit variance make the first loss slightly above
+            # log V.
             embedding_init=nnx.initializers.normal(config.dim**-0.5),
             rngs=rngs,
         )
@@ -76,9 +77,9 @@ class MMRec(nnx.Module):
 
         Args:
             tokens: token ids.
-            documents: for each token the id (not negative) of its document. Nothing is read across
-                two of them.
-            state: what was read before, whole chunks; None for nothing.
+            documents: the document id (not negative) of each token. Nothing is read across
+                documents.
+            state: the state after complete chunks; None: an empty one.
             key: for dropout and the auxiliary losses; None switches both off.
 
         Returns:
@@ -96,7 +97,7 @@ class MMRec(nnx.Module):
     def step(
         self, tokens: Int[Array, "batch"], documents: Int[Array, "batch"], state: State
     ) -> Output:
-        """Reads one more token, at any place in its chunk."""
+        """Reads one more token, at any position in its chunk."""
         start = documents != state.document
         slot = self.config.short_term + state.place
         here = jnp.arange(state.live.shape[1]) == slot[:, None]
@@ -118,7 +119,7 @@ class MMRec(nnx.Module):
         return Output(self._logits(x)[:, 0], state, aux)
 
     def _read(self, tokens, where, state, key):
-        """The residual stream after all blocks, their states and their auxiliary losses."""
+        """The residual stream after all blocks, with their states and auxiliary losses."""
         keys = (None,) * len(self.blocks)
         if key is not None:
             keys = jax.random.split(key, len(self.blocks))

@@ -1,13 +1,14 @@
-"""Short-term and long-term memory of a layer, and the attention of a token that reads both.
+"""Short-term and long-term memory of a layer, and the attention of a token over both.
 
-Time is cut into chunks of C tokens. A query of chunk c sees the S tokens before the chunk and those
-of the chunk up to itself (short-term, rotary positions), and the bank: per head the M most salient
-tokens among all older ones (long-term). Of whatever age, they are read as if S + C tokens away,
-with log sigma(s), their predicted use, added to their logits. When a chunk is complete, the C
-tokens that leave short-term memory are offered to the bank (consolidation).
+Time is divided into chunks of C tokens. A query attends to the S tokens before its chunk and to the
+chunk up to itself (short-term memory, rotary positions), and to the bank: per head, the M most
+salient of all older tokens (long-term memory). Whatever their age, tokens of the bank are read as
+if they were S + C tokens away, and log sigma(s), their predicted use, is added to their logits.
+When a chunk is complete, the C tokens that leave short-term memory are offered to the bank
+(consolidation).
 
-This file has the state and the form for one token at a time; memory_sequence.py has the same for a
-whole sequence at once.
+This file has the state and the form for one token at a time; memory_sequence.py has the form for a
+complete sequence.
 
 Letters in shapes: B batch, T time, H heads, K head width, S, C, M as above.
 """
@@ -23,16 +24,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 ROPE_BASE = 10_000.0
-# Saliencies that differ by no more count as equal. Equal tokens have equal saliency in the first
-# layer, but the forms of the model round it differently: compared to the last bit, they would keep
-# different ones.
+# Saliencies that differ by at most this count as equal. Equal tokens have equal saliency in the
+# first layer, but the forms of the model round it differently; if they compared it to the last bit,
+# they would keep different tokens.
 TIE = 1e-4
 
 
 class MemoryState(NamedTuple):
     """A layer's short- and long-term memory. Empty slots have saliency -inf.
 
-    "near" are the S tokens before the current chunk, then C slots for the chunk itself.
+    The near tokens are the S tokens before the current chunk, then C slots for the chunk itself.
     """
 
     near_k: Float[Array, "batch heads near K"]
@@ -44,27 +45,27 @@ class MemoryState(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """Which tokens of a whole sequence belong together.
+    """Which tokens of a complete sequence belong to the same document.
 
-    Numbers count documents from the one the state ended in, 0.
+    Documents are numbered from 0, the one in which the state ended.
     """
 
     start: Bool[Array, "batch T"]  # true where a document starts
-    tokens: Int[Array, "batch T"]
-    short: Int[Array, "batch S"]  # of the tokens in short-term memory; -1 for an earlier document
+    tokens: Int[Array, "batch T"]  # the document of each token
+    short: Int[Array, "batch S"]  # the same for short-term memory; -1 for an earlier document
 
 
 class Place(NamedTuple):
-    """Where a single token stands."""
+    """The place of a single token."""
 
-    start: Bool[Array, "batch 1"]  # true where a document starts with it
-    slot: Int[Array, "batch"]  # where it goes among the near tokens: S + its place in the chunk
-    live: Bool[Array, "batch near"]  # which near tokens are of its document, itself included
+    start: Bool[Array, "batch 1"]  # whether it starts a document
+    slot: Int[Array, "batch"]  # its index among the near tokens: S + its position in the chunk
+    live: Bool[Array, "batch near"]  # which near tokens belong to its document, itself included
     full: Bool[Array, "batch"]  # whether it completes its chunk
 
 
 class Read(NamedTuple):
-    """What a layer reads from its memories, and what the saliency loss needs of it."""
+    """What a layer reads from its memories, and what the saliency loss needs."""
 
     output: Float[Array, "batch heads T K"]
     window_logsumexp: Float[Array, "batch heads T"]  # of the logits over short-term memory
@@ -85,7 +86,7 @@ def init_memory(
     long = jnp.zeros((batch, heads, long_term, head_dim), dtype)
     return MemoryState(
         near_k=near,
-        near_v=jnp.zeros_like(near),  # a buffer of its own: a training step donates both
+        near_v=jnp.zeros_like(near),  # a separate buffer: a training step donates both
         near_s=jnp.full(near.shape[:-1], -jnp.inf, saliency_dtype),
         long_k=long,
         long_v=jnp.zeros_like(long),
@@ -98,7 +99,7 @@ def shift_keys(
     last_k: Float[Array, "batch heads K"],
     start: Bool[Array, "batch T"],
 ) -> Float[Array, "batch heads T K"]:
-    """In heads 0, 2, ... the key of a token becomes that of the token before it in its document.
+    """In heads 0, 2, ..., replaces each token's key by that of the token before it.
 
     Such a head finds what came *after* an earlier occurrence of what it looks for. The first token
     of a document gets a zero key.
@@ -114,8 +115,8 @@ def rotary(
 ) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
     """Cosines and sines of rotary positions (Su et al., 2021).
 
-    Channels j and j + K/2 turn by position * base^(-2j/K). Positions are constants of the program,
-    so the angles are computed in float64.
+    Channels j and j + K/2 are rotated by position * base^(-2j/K). Positions are known when the
+    program is traced, so the angles are computed in float64.
     """
     half = head_dim // 2
     angles = np.asarray(positions)[:, None] * ROPE_BASE ** (-np.arange(half) / half)
@@ -125,7 +126,7 @@ def rotary(
 def turn(
     x: Float[Array, "*batch K"], cos: Float[Array, "*T half"], sin: Float[Array, "*T half"]
 ) -> Float[Array, "*batch K"]:
-    """Turns channels j and j + K/2 of queries or keys by the angles of `rotary`."""
+    """Rotates channels j and j + K/2 of queries or keys by the angles of `rotary`."""
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -133,14 +134,14 @@ def turn(
 def rotate(
     x: Float[Array, "*batch T K"], positions: Sequence[int] | np.ndarray
 ) -> Float[Array, "*batch T K"]:
-    """Queries or keys at these positions: one for each of T, or a single one for all."""
+    """Rotates queries or keys to these positions: one for each of T, or a single one for all."""
     return turn(x, *rotary(positions, x.shape[-1], x.dtype))
 
 
 def similarity(
     q: Float[Array, "*batch i K"], k: Float[Array, "*batch j K"]
 ) -> Float[Array, "*batch i j"]:
-    """The logits of attention, q k^T / sqrt(K); float32 or wider."""
+    """The attention logits q k^T / sqrt(K), float32 or wider."""
     dtype = jnp.promote_types(k.dtype, jnp.float32)
     logits = jnp.einsum("...ik,...jk->...ij", q, k, preferred_element_type=dtype)
     return logits / q.shape[-1] ** 0.5
@@ -149,25 +150,28 @@ def similarity(
 def attend(
     logits: Float[Array, "*batch i j"], v: Float[Array, "*batch j K"]
 ) -> Float[Array, "*batch i K"]:
-    """softmax(logits) v: the values that attention reads, in their own dtype."""
+    """softmax(logits) v: the values that attention reads, in the dtype of v."""
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("...ij,...jk->...ik", weights, v)
 
 
 def bank_bias(s: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
-    """What is added to the logits of the bank: log sigma(s); -inf where a slot is empty.
+    """The bias that is added to the logits of the bank: log sigma(s); -inf where a slot is empty.
 
-    So a token that is not expected to be of use does not distract. No gradient: saliency learns
-    from its own loss (saliency.py).
+    It keeps tokens that are not expected to be used from distracting. It has no gradient: saliency
+    learns from its own loss (saliency.py).
     """
     return lax.stop_gradient(jax.nn.log_sigmoid(s))
 
 
 def keep_most_salient(new_s, bank_s):
-    """Saliencies and indices of the M best of what is offered, newest first, and of the bank.
+    """Selects the M most salient candidates: the offered tokens, newest first, then the bank.
 
-    Each candidate is ranked by the largest saliency that is at most TIE above its own. Of equal
+    Each candidate is ranked by the largest saliency that is at most TIE above its own. Among equal
     ranks the newer token wins, because top-k prefers the earlier candidate.
+
+    Returns:
+        The saliencies of the selected candidates and their indices, both [batch, heads, M].
     """
     s = jnp.concatenate([new_s, bank_s], axis=-1)
     equal = s[..., None, :] <= s[..., None] + TIE
@@ -177,7 +181,7 @@ def keep_most_salient(new_s, bank_s):
 
 
 def followed_by_room(x, slots, value):
-    """The near tokens after a chunk: what stays, then empty slots for the next chunk."""
+    """The near tokens after a chunk: those that stay, then empty slots for the next chunk."""
     padding = [(0, 0), (0, 0), (0, slots)] + [(0, 0)] * (x.ndim - 3)
     return jnp.pad(x, padding, constant_values=value)
 
@@ -191,12 +195,12 @@ def read_memories_once(
     state: MemoryState,
     chunk_len: int,
 ) -> Read:
-    """The same as `read_memories` for one token, at any place in its chunk.
+    """The same as `read_memories`, for one token at any position in its chunk.
 
     Args:
-        q, k, v: query, key (shifted where it is to be) and value.
+        q, k, v: query, key (shifted in heads with shifted keys) and value.
         s: saliency.
-        place: where the token stands.
+        place: the place of the token.
         state: the memory before the token.
         chunk_len: C.
 
@@ -232,7 +236,7 @@ def read_memories_once(
 
 
 def _consolidate(state: MemoryState, place: Place, chunk_len: int) -> MemoryState:
-    """Where a chunk is full, its first C near tokens are offered to the bank and leave."""
+    """Where a chunk is full, the first C near tokens leave and are offered to the bank."""
 
     def offered(x):
         return jnp.flip(x[:, :, :chunk_len], axis=2)
@@ -256,7 +260,7 @@ def _consolidate(state: MemoryState, place: Place, chunk_len: int) -> MemoryStat
 
 
 def choose(condition: Bool[Array, "batch"], new: Any, old: Any) -> Any:
-    """A tree of arrays that start with the batch: `new` where the condition holds, else `old`."""
+    """Takes `new` where the condition holds, else `old`: trees of arrays [batch, ...]."""
 
     def one(new, old):
         return jnp.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

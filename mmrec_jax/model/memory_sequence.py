@@ -1,10 +1,10 @@
-"""Memory for a whole sequence that begins at a chunk: the same as memory.py token by token.
+"""The memories over a complete sequence that begins a chunk; equal to memory.py token by token.
 
 The bank is never built token by token. A scan over chunks selects *indices* by top-k over M + C
 saliencies, then keys and values are gathered. Cost and memory grow as T (S + C + M).
 
-Letters in shapes: as in memory.py; n = T / C chunks, and P = M + S + T, the pool of tokens that a
-sequence can read: the bank and short-term memory that it starts with, then itself.
+Letters in shapes: as in memory.py; n = T / C chunks; P = M + S + T is the pool of tokens that a
+sequence can read: the bank and short-term memory at its start, then the sequence itself.
 """
 
 from typing import NamedTuple
@@ -46,7 +46,7 @@ def select_salient(
 ) -> tuple[Int[Array, "n_plus_1 batch heads M"], Float[Array, "n_plus_1 batch heads M"]]:
     """Indices into the pool of the M most salient tokens that each chunk can read.
 
-    Tokens of a document that has ended are dropped: nothing can read them again, and a new
+    Tokens of a document that has ended are dropped: nothing can read them anymore, and a new
     document must not depend on them.
 
     Args:
@@ -57,13 +57,13 @@ def select_salient(
         slots: M.
 
     Returns:
-        For each chunk, and for what follows the last one: indices into the pool, and saliencies
-        (-inf where a slot is empty).
+        For each chunk, and for the one after the last: indices into the pool, and saliencies (-inf
+        where a slot is empty).
     """
     batch, heads, _ = s.shape
     num_chunks = chunk_segment.shape[1]
 
-    def offered(x):  # the c-th chunk of the pool behind the bank leaves when chunk c is complete
+    def offered(x):  # after the bank, chunk c of the pool is what leaves when chunk c is complete
         x = x[..., slots : slots + num_chunks * chunk_len]
         x = x.reshape(*x.shape[:-1], num_chunks, chunk_len)
         return jnp.moveaxis(jnp.flip(x, -1), -2, 0)
@@ -100,10 +100,11 @@ def read_memories(
     state: MemoryState,
     chunk_len: int,
 ) -> Read:
-    """Attention of every token over its short-term and long-term memory, for a whole sequence.
+    """Attention of every token of a sequence over short-term and long-term memory.
 
     Args:
-        q, k, v: queries, keys (shifted where they are to be) and values. T is a multiple of C.
+        q, k, v: queries, keys (shifted in heads with shifted keys) and values. T is a multiple of
+            C.
         s: saliencies, float32; no gradient flows through them here.
         segments: which tokens belong to one document.
         state: the memory before the first token, which begins a chunk.
@@ -115,7 +116,7 @@ def read_memories(
     """
     slots, short_term, time = state.long_k.shape[2], segments.short.shape[1], q.shape[2]
 
-    def after_near(before, new):  # the near tokens of the state, then the sequence
+    def after_near(before, new):  # the first S near tokens of the state, then the sequence
         return jnp.concatenate([before[:, :, :short_term], new], axis=2)
 
     near = Tokens(
@@ -151,7 +152,7 @@ def read_memories(
 def _short_term(q, segment, near: Tokens):
     """Logits and values of the S tokens before each chunk and of the chunk so far.
 
-    Positions count from the start of that window.
+    Positions count from the first of these tokens.
     """
     chunk_len, short_term = q.shape[3], near.k.shape[2] - q.shape[2] * q.shape[3]
     positions = np.arange(short_term + chunk_len)
@@ -197,7 +198,7 @@ def _chunks(x: Array, chunk_len: int, axis: int) -> Array:
 
 
 def _windows(x: Array, chunk_len: int, short_term: int, axis: int) -> Array:
-    """The S tokens before each chunk and its own: [.., S + n C, ..] -> [.., n, S + C, ..]"""
+    """Each chunk after the S tokens before it: [.., S + n C, ..] -> [.., n, S + C, ..]"""
     x = _chunks(x, chunk_len, axis)
     before = short_term // chunk_len
     num_chunks = x.shape[axis] - before

@@ -1,7 +1,8 @@
-"""The operations that have a faster form on CPUs: the matmul of a linear layer, and dropout.
+"""The operations that have a faster form on CPUs: the matmul of a linear map, and dropout.
 
-Each form here saves 3% of a whole training step or more; `python -m benchmarks.ops` measures them.
-The plain form beside it says what is computed: other back ends use it, and tests compare the two.
+Each of these forms saves at least 3% of a complete training step; `python -m benchmarks.ops`
+measures them. The plain form next to it defines what is computed: other backends use it, and tests
+compare the two.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ _plain: frozenset[str] = frozenset()
 
 @contextlib.contextmanager
 def plain(*operations: str) -> Iterator[None]:
-    """Programs that are traced inside use the plain form of these operations on CPUs, too."""
+    """Makes programs that are traced inside use the plain form of these operations on CPUs, too."""
     global _plain
     before, _plain = _plain, frozenset(operations)
     try:
@@ -58,7 +59,7 @@ def _matmul_backward(residuals, dy):
 def _weight_gradient(x, dy):
     """x^T dy, with the smaller factor on the left; JAX's own rule transposes dy^T x.
 
-    XLA's CPU compiler copies the larger factor for that, or takes a slower kind of matmul. The
+    For that, XLA's CPU compiler copies the larger factor or uses a slower kind of matmul. The
     barriers keep it from turning these products back into that form.
     """
     x = lax.optimization_barrier(x)
@@ -87,7 +88,7 @@ class Linear(nnx.Linear):
 def dropout(
     x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None
 ) -> Float[Array, "*shape"]:
-    """Zeroes each element with probability `rate` and scales the others up; None: no dropout."""
+    """Zeroes each element with probability `rate` and scales up the others, if there is a key."""
     if key is None or rate == 0.0:
         return x
     if _is_fast("dropout"):
@@ -96,11 +97,11 @@ def dropout(
 
 
 def _hashed_dropout(x, rate, key):
-    """The mask is a hash of the element's index, computed where it is applied.
+    """Dropout whose mask is a hash of the element's index, computed where it is applied.
 
     `jax.random.bernoulli` writes two 32-bit words of Threefry per element to memory and reads them
     back; a mask need not be that random. The hash fuses with the arithmetic around it, in the
-    forward and in the backward pass: no mask is ever stored.
+    forward and in the backward pass, so no mask is ever stored.
     """
     index = lax.iota(jnp.uint32, math.prod(x.shape)).reshape(x.shape)
     kept = min(round((1 - rate) * 2**32), 2**32 - 1)

@@ -1,4 +1,4 @@
-"""Parameters as nested dicts of arrays: how they are made, and how they become a model."""
+"""Parameters as nested dicts of arrays: their initialization, and the model around them."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from jaxtyping import PRNGKeyArray
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.lm import MMRec
 
-Params = Any  # nested dicts of arrays, named as the model's attributes
+Params = Any  # nested dicts of arrays, named after the model's attributes
 
 
 def model_graph(config: ModelConfig) -> nnx.GraphDef:
-    """The structure of the model; with parameters, `nnx.merge` makes the model of it."""
+    """The structure of the model; `nnx.merge` combines it with parameters into the model."""
     return nnx.split(nnx.eval_shape(lambda: MMRec(config, nnx.Rngs(0))))[0]
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
-    """Fresh parameters."""
+    """Freshly initialized parameters."""
 
     def init(key):
         _, params = nnx.split(MMRec(config, nnx.Rngs(key)), nnx.Param)

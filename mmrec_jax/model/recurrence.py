@@ -5,8 +5,8 @@
     f_t = gamma_t + mu (1 - m_t + gamma_t)
     h_t = (g_t + mu m_t) z_t + f_t h_{t-1}
 
-The part of m_t's logit that does not depend on h_{t-1}, zm_t = W_mz z_t + b_m, is computed outside
-for all steps at once; the scan carries only h. Since gamma_t <= (1 - mu) / (1 + mu), f_t < 1.
+The part of m_t's logit that does not depend on h_{t-1}, zm_t = W_mz z_t + b_m, is computed for all
+steps before the scan, which carries only h. Since gamma_t <= (1 - mu) / (1 + mu), f_t < 1.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float
 
 
 class CoreInputs(NamedTuple):
-    """What drives the recurrence at every step; float32 or wider."""
+    """The inputs of the recurrence at every step, float32 or wider."""
 
     z: Float[Array, "batch *time dim"]
     gamma: Float[Array, "batch *time dim"]
-    zm: Float[Array, "batch *time dim"]  # the part of m's logit that z gives, bias included
+    zm: Float[Array, "batch *time dim"]  # the part of m's logit that comes from z, with the bias
 
 
 class CoreWeights(NamedTuple):
@@ -46,7 +46,7 @@ def recurrence(
         inputs: z, gamma and zm of every step.
         weights: the recurrent weights.
         h0: the state before the first step.
-        start: true where a document starts; the state before such a step is zero.
+        start: true where a document starts; the state before that step is zero.
         mu: the weight of the gated integration.
         impl: "scan" (`lax.scan` with a hand-written reverse scan) or "autodiff" (the same scan
             differentiated by JAX, which is slower and serves as a check).
@@ -55,7 +55,7 @@ def recurrence(
         h_t of every step, in the dtype of the inputs.
 
     Raises:
-        ValueError: `impl` is neither of the two.
+        ValueError: `impl` is neither of these.
     """
     if impl == "scan":
         return _scan_with_custom_vjp(mu, inputs, weights, h0, start)
@@ -67,7 +67,7 @@ def recurrence(
 def gates(
     inputs: CoreInputs, weights: CoreWeights, h_prev: Float[Array, "batch *time dim"], mu: float
 ) -> tuple[Array, Array, Array]:
-    """g_t, m_t and f_t, of one step or of all steps at once."""
+    """g_t, m_t and f_t, of one step or of all steps."""
     logit_g, logit_m = jnp.split(h_prev @ weights.W, 2, axis=-1)
     g = jax.nn.sigmoid(logit_g + weights.b_g)
     m = jax.nn.sigmoid(logit_m + inputs.zm)
@@ -96,7 +96,7 @@ def _forward_scan(mu, inputs, weights, h0, start):
         h = (g + mu * m) * inputs_t.z + f * h
         return h, h
 
-    # Not unrolled: XLA's CPU compiler would compute each step again in the fusions of the next.
+    # Not unrolled: XLA's CPU compiler would recompute each step in the fusions of the next.
     _, h = lax.scan(step, h0, jax.tree.map(_time_major, (inputs, start)))
     return _time_major(h)
 
@@ -115,8 +115,8 @@ def _backward(mu, residuals, grad_h):
         da_t = [d_t ; d_t] * dh_t/da_t
         d_{t-1} = dL/dh_{t-1} (from outside) + f_t d_t + da_t W^T
 
-    Only these two lines are sequential. The gates come from one matmul over all steps before them,
-    the gradients of weights and inputs from one after them.
+    Only these two lines are sequential. One matmul over all steps before them gives the gates, and
+    one after them gives the gradients of weights and inputs.
     """
     inputs, weights, h0, start, h = residuals
     h_prev = states_before(h0, h, start)
@@ -124,7 +124,7 @@ def _backward(mu, residuals, grad_h):
     slope_g = inputs.z * g * (1 - g)
     slope_m = mu * (inputs.z - h_prev) * m * (1 - m)
     slopes = jnp.concatenate([slope_g, slope_m], axis=-1)
-    same_document = 1.0 - start[:, :, None].astype(h.dtype)  # nothing flows back beyond a start
+    same_document = 1.0 - start[:, :, None].astype(h.dtype)  # 0 stops the gradient at a start
 
     def step(carry, x):
         grad_t, f_t, slopes_t = x

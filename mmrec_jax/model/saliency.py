@@ -1,8 +1,8 @@
 """The loss that teaches saliency to predict use.
 
-sigma(s_j) should be u_j: the largest attention probability that a later query of the sequence would
-give token j after it has left short-term memory, if nothing had ever been evicted. A token that was
-evicted and then needed so pulls its own saliency up.
+sigma(s_j) is to predict the use u_j: the largest attention probability that a later query of the
+sequence would give token j after it has left short-term memory, if nothing had ever been evicted.
+Thus a token that was evicted and then needed pulls its own saliency up.
 """
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mmrec_jax.model.memory import rotate
 
-# Queries looked at together: bounds memory to B H GROUP T floats, whatever T is.
+# Queries examined together, which bounds memory to B H GROUP T floats.
 GROUP = 64
 
 
@@ -38,7 +38,7 @@ def use_without_eviction(
     max_queries: int,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, "batch heads T"], Bool[Array, "batch T"]]:
-    """u of every token, and whether any query looked at could have used it. Without gradient.
+    """The use u of every token, and whether any examined query could have used it. No gradient.
 
     Args:
         q, k: queries and keys without rotary positions; read as if S + C tokens away (memory.py).
@@ -46,11 +46,11 @@ def use_without_eviction(
         segment: the document of each token.
         chunk_len: C.
         short_term: S.
-        max_queries: evenly spaced queries to look at; all of them if there are no more.
-        key: where given, the spacing starts at a random query, so that in time all are looked at.
+        max_queries: most queries to examine, evenly spaced; all of them if there are no more.
+        key: if given, the spacing starts at a random query, so that over time all are examined.
 
     Returns:
-        u in [0, 1], and a mask: false for tokens that no query looked at could have used.
+        u in [0, 1], and a mask: false for tokens that no examined query could have used.
     """
     q, k, window_logsumexp = lax.stop_gradient((q, k, window_logsumexp))
     q = rotate(q, [short_term + chunk_len])
@@ -59,7 +59,7 @@ def use_without_eviction(
     offset = stride - 1 if key is None else jax.random.randint(key, (), 0, stride)
     count = time // stride
     group = min(GROUP, count)
-    # The last group may reach past the end: it looks at the last query again.
+    # The last group may reach past the end; it repeats the last query.
     positions = jnp.minimum(offset + stride * jnp.arange(-(-count // group) * group), time - 1)
     token = jnp.arange(time)
 

@@ -1,4 +1,4 @@
-"""Reading texts of any length into a state: the model's two forms put together."""
+"""Reads texts of any length into a state, by combining the model's two forms."""
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,19 @@ def extend(
 ) -> tuple[Float[Array, "batch T vocab"], State]:
     """Reads any number of tokens from any state: a pure function.
 
-    Each text goes token by token to the end of the chunk that it stands in, then whole chunks at a
-    time, then token by token again.
+    Each sequence is read token by token to the end of its current chunk, then in complete chunks,
+    then token by token again.
 
     Args:
         model: the model.
-        state: what was read before; texts may stand at different places in their chunks.
+        state: the state before the tokens; sequences may be at different positions in their chunks.
         tokens: token ids.
-        documents: ids of the tokens' documents; None: all are of the document that the state
-            stands in (of document 0 where nothing was read).
-        lengths: how many tokens of each text to read; None: all.
+        documents: document ids of the tokens; None: all belong to the last document of the state
+            (document 0 if the state is empty).
+        lengths: how many tokens of each sequence to read; None: all.
 
     Returns:
-        Logits of the next token (beyond a text's length they mean nothing), and the new state.
+        Logits of the next token (meaningless beyond a sequence's length), and the new state.
     """
     batch, time = tokens.shape
     chunk_len = model.config.chunk_len
@@ -44,12 +44,12 @@ def extend(
     rows = jnp.arange(batch)[:, None]
 
     def read(carry, count, wanted, function):
-        """Reads `count` tokens of those texts that want it, each from where it stands."""
+        """Reads the next `count` tokens of the sequences for which `wanted` is true."""
         state, logits, done = carry
         positions = done[:, None] + jnp.arange(count)
         inside = jnp.minimum(positions, time - 1)
         new_logits, new_state = function(tokens[rows, inside], documents[rows, inside], state)
-        targets = jnp.where(wanted[:, None], positions, time)  # time: nowhere
+        targets = jnp.where(wanted[:, None], positions, time)  # out of range: dropped
         return (
             choose(wanted, new_state, state),
             logits.at[rows, targets].set(new_logits, mode="drop"),
@@ -68,7 +68,7 @@ def extend(
         return jnp.any(carry[2] < lengths)
 
     def advance(carry):
-        """Single tokens as long as a text needs them, so that chunks are read together."""
+        """Reads single tokens while any sequence needs them, so that chunks are read together."""
         state, _, done = carry
         whole = (state.place == 0) & (done + chunk_len <= lengths)
         singly = ~whole & (done < lengths)

@@ -1,4 +1,4 @@
-"""Mistakes of a user: one line on standard error, a failing exit code, and nothing changed."""
+"""User mistakes: one line on standard error, a failing exit code, and nothing changed."""
 
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def test_several_workdirs_are_for_suites(cache):
     assert line == "error: --workdir may be given several times only with --suite"
 
 
-# --- the same without a process of its own ---
+# --- the same within the test process ---
 
 
 def refusal(workdir: Path, **overrides) -> str:
@@ -117,16 +117,16 @@ def test_a_file_that_is_not_utf_8(tmp_path):
 def test_a_warm_up_longer_than_the_training_leaves_no_workdir_behind(tmp_path):
     message = refusal(tmp_path / "run", train__warmup_steps=1000)
     assert "train.warmup_steps is 1000, but training has only 62 steps" in message
-    assert list(tmp_path.iterdir()) == []  # else the corrected command meets another config
+    assert list(tmp_path.iterdir()) == []  # else the corrected command finds a different config
 
 
-def test_a_folder_that_is_no_workdir_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_a_workdir_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert "is not a workdir" in refusal(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_workdir_that_was_left_half_made_is_made_anew(tmp_path):
+def test_a_workdir_that_was_left_incomplete_is_rebuilt(tmp_path):
     for name in ("data", "data.partial"):
         (tmp_path / name).mkdir()
     workdirs.check_config(tmp_path, config())

@@ -1,4 +1,4 @@
-"""Batches: every token once, in the order asked for, whatever the step, the host or the split."""
+"""Batches: every token once and in the right order, for any step, host and split."""
 
 import itertools
 
@@ -30,7 +30,7 @@ PROPERTY = settings(max_examples=100, deadline=None, database=None)
 # --- training batches ---
 
 
-def test_the_tiny_config_has_126_steps_an_epoch_of_2_x_256():
+def test_the_tiny_config_has_126_steps_of_2_x_256_per_epoch():
     cfg = from_mapping(tiny.get_config())
     train = cfg.train
     batches = ShuffledWindows(
@@ -40,7 +40,7 @@ def test_the_tiny_config_has_126_steps_an_epoch_of_2_x_256():
     assert batches[0].tokens.shape == (2, 256)
 
 
-def test_every_window_comes_exactly_once_an_epoch():
+def test_every_window_occurs_exactly_once_per_epoch():
     batches = ShuffledWindows(numbered(12 * 5 + 1), batch_size=3, seq_len=5, seed=0)
     assert batches.steps_per_epoch == 4
     for epoch in range(3):
@@ -50,7 +50,7 @@ def test_every_window_comes_exactly_once_an_epoch():
         np.testing.assert_array_equal(rows, np.arange(60).reshape(12, 5))
 
 
-def test_windows_that_fill_no_batch_are_left_out_in_turn():
+def test_the_windows_left_out_differ_between_epochs():
     batches = ShuffledWindows(numbered(13 * 5 + 1), batch_size=3, seq_len=5, seed=0)
     assert batches.steps_per_epoch == 4
     left_out = set()
@@ -71,7 +71,7 @@ def test_a_batch_is_a_function_of_the_step_alone():
             np.testing.assert_array_equal(x, y)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_each_epoch_and_seed_has_its_own_order():
     def starts(seed, epoch):
         batches = ShuffledWindows(numbered(12 * 5 + 1), batch_size=3, seq_len=5, seed=seed)
         return tuple(x for i in range(4) for x in batches[4 * epoch + i].tokens[:, 0])
@@ -136,7 +136,7 @@ def corpus(tmp_path_factory):
     """Two documents whose training split fills its batches to the last token."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
-    total = STEPS * ROWS * SEQ_LEN + 1 - 2  # each document has a token of its own at its start
+    total = STEPS * ROWS * SEQ_LEN + 1 - 2  # each document starts with a token of its own
     text = "".join(rng.choice([*"abcdefghijklmnopqrstuvwxyzğşö"], total + 100))
     held_out = 50 / len(text)
     for name, part in (("a", text[:101]), ("b", text[101:])):
@@ -156,7 +156,7 @@ def steps_of(values, order, epochs=1, first=0, host=ALONE):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_every_token_of_the_corpus_is_read_and_predicted_once_an_epoch(corpus, order):
+def test_every_token_of_the_corpus_is_read_and_predicted_once_per_epoch(corpus, order):
     values, tokens, _ = corpus
     batches = steps_of(values, order, epochs=2)
     for epoch in (batches[:STEPS], batches[STEPS:]):
@@ -189,7 +189,7 @@ def test_every_token_of_a_held_out_split_is_evaluated_once(corpus):
 
 
 def global_batches(parts):
-    """The batches of several hosts, put together."""
+    """The batches of several hosts, combined."""
     return [
         jax.tree.map(lambda *x: np.concatenate(x), *same_step)
         for same_step in zip(*parts, strict=True)
@@ -197,7 +197,7 @@ def global_batches(parts):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_hosts_together_read_the_batch_of_one(corpus, order):
+def test_several_hosts_together_read_the_batch_of_one(corpus, order):
     values, _, _ = corpus
     alone = steps_of(values, order, epochs=2)
     first = 5  # resumed here, with another number of hosts
@@ -211,7 +211,7 @@ def test_hosts_together_read_the_batch_of_one(corpus, order):
             jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_hosts_share_texts_made_on_the_fly():
+def test_hosts_share_texts_generated_on_the_fly():
     cfg = config(
         data__source="recall",
         data__tokenizer="word",
@@ -237,7 +237,7 @@ def test_a_split_with_nothing_to_predict_is_refused(tmp_path):
     assert load_dataset(config(**values, data__test_fraction=0.0)).test.num_tokens == 0
 
 
-def test_the_fingerprint_changes_with_a_token_a_boundary_and_a_split(tmp_path):
+def test_the_fingerprint_changes_with_a_token_a_boundary_or_a_split(tmp_path):
     def fingerprint(*documents, **values):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Sources of text: what they give, and what they say of bad input."""
+"""Sources of text: what they yield, and what they report about bad input."""
 
 import gzip
 import itertools
@@ -25,7 +25,7 @@ PROPERTY = settings(max_examples=100, deadline=None, database=None)
 
 
 def whole(pieces):
-    """Documents of a stream of pieces."""
+    """The documents of a stream of pieces."""
     documents = []
     for text, begins in pieces:
         if begins:
@@ -58,13 +58,13 @@ def test_the_sample_corpus_depends_on_the_seed_alone():
     assert sample_texts(3, 5_000) != sample_texts(4, 5_000)
 
 
-def test_no_sentence_of_the_sample_corpus_is_there_twice():
+def test_no_sentence_of_the_sample_corpus_occurs_twice():
     sentences = [s for text in sample_texts(0, 64_600) for s in text.splitlines()]
     assert len(sentences) > 1_000
     assert len(set(sentences)) == len(sentences)
 
 
-def test_the_sample_corpus_has_the_size_asked_for():
+def test_the_sample_corpus_has_the_requested_size():
     for text, least in zip(sample_texts(0, 5_001), (5_001, 501, 501), strict=True):
         assert least <= len(text) < least + 100
     sample = splits_of(open_corpus(DataConfig(source="sample", sample_chars=5_001)))
@@ -131,7 +131,7 @@ def test_files_are_documents_in_the_order_of_their_names(tmp_path):
     assert documents_of(source="text", path=str(tmp_path / "*.txt")) == texts
     assert documents_of(source="text", path=str(tmp_path / "**/*.txt")) == [*texts, "d"]
     assert documents_of(source="text", path=str(tmp_path)) == [*texts, "c", "d"]
-    with pytest.raises(UserError, match=r"matches no file \(looked from /"):
+    with pytest.raises(UserError, match=r"matches no files \(relative to /"):
         open_corpus(DataConfig(source="text", path=str(tmp_path / "*.tx")))
 
 
@@ -145,7 +145,7 @@ def compressed(data: bytes, suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_compressed_files_are_what_is_in_them(tmp_path, suffix):
+def test_compressed_files_yield_what_is_in_them(tmp_path, suffix):
     text = "ağaç 🙂 line\r\n" * 200_000  # more than one block
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(compressed(b"\xef\xbb\xbf" + text.encode(), suffix))
@@ -173,7 +173,7 @@ def refusal(path, content: bytes, **values) -> str:
 
 @pytest.mark.parametrize("before", [0, text_files.BLOCK - 8, text_files.BLOCK - 7, 3_000_000])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_a_file_that_is_not_utf_8_is_refused_by_byte_and_line(tmp_path, mark, before):
+def test_a_file_that_is_not_utf_8_is_refused_with_its_byte_and_line(tmp_path, mark, before):
     good = (b"x" * 99 + b"\n") * (before // 100) + b"y" * (before % 100)
     content = mark + good + "one\nç".encode() + b"\xfe two"
     message = refusal(tmp_path / "a.txt", content)
@@ -205,17 +205,17 @@ def test_a_binary_file_is_refused(tmp_path):
         (b'{"text": "\xff"}', "line 3 is not UTF-8 text: byte 10 of the line"),
         (b'["text"]', "line 3 has no field 'text'"),
         (b'{"body": "a", "id": 1}', "line 3 has no field 'text'; it has 'body', 'id'"),
-        (b'{"text": 5}', "line 3: field 'text' is not a string but int"),
+        (b'{"text": 5}', "line 3: field 'text' must be a string, not int"),
         (b'{"text": "\\ud800"}', "line 3 has half a surrogate pair"),
         (b"[" * 100_000, "line 3 is not JSON"),
     ],
 )
-def test_a_bad_json_line_is_refused_by_its_number(tmp_path, line, fragment):
+def test_a_bad_json_line_is_refused_with_its_number(tmp_path, line, fragment):
     content = b'{"text": "good"}\n\n' + line + b"\n"
     assert fragment in refusal(tmp_path / "a.jsonl", content, source="jsonl")
 
 
-def test_a_json_line_without_end_is_refused(tmp_path, monkeypatch):
+def test_a_json_line_without_an_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "LONGEST_LINE", 100)
     message = refusal(tmp_path / "a.jsonl", b'{"text": "' + b"a" * 200, source="jsonl")
     assert "line 1 is longer than 100 bytes" in message
@@ -251,7 +251,7 @@ def test_blocks_are_the_same_however_the_pieces_are_cut(parts, size, cut):
 
 
 def test_a_long_document_has_the_tokens_of_its_lines(monkeypatch):
-    """Lines are cut where the tokenizer would not look across, so blocks change no token."""
+    """Documents are cut at line ends that no token spans, so blocks change no token."""
     text = "".join(f"line {i}, a brave sailor\n" + "\n  \n" * (i % 3 == 0) for i in range(500))
     tokenizer = SubwordTokenizer.train(text.splitlines(keepends=True), 320)
     at_once = encode_block(tokenizer, [Piece(text, begins=True)])

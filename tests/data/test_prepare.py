@@ -1,4 +1,4 @@
-"""Token files: what is in them, and that they are whole whatever happened."""
+"""Token files: what they contain, and that they are complete whatever happens."""
 
 import dataclasses
 import gzip
@@ -49,7 +49,7 @@ def text_file(tmp_path):
 
 
 def prepared(cfg):
-    """The token files of a config, and what was said."""
+    """The token files of a config, and the printed messages."""
     said = []
     return prepare(cfg, said.append), said
 
@@ -68,7 +68,7 @@ def content(folder):
     st.sampled_from([np.uint16, np.uint32]),
     st.data(),
 )
-def test_any_stretch_reads_as_it_was_written(lengths, pieces, dtype, data):
+def test_any_range_reads_as_it_was_written(lengths, pieces, dtype, data):
     total = sum(lengths)
     rng = np.random.default_rng(total)
     tokens = rng.integers(2, np.iinfo(dtype).max, total).astype(np.int64)
@@ -97,7 +97,7 @@ def test_tokens_of_a_corpus_are_those_of_its_text(cache, tmp_path):
     cfg = text_config(tmp_path / "*.txt", data__validation_fraction=0.2, data__test_fraction=0.1)
     corpus, said = prepared(cfg)
     assert len(said) == 1
-    assert said[0].startswith(f"prepared {len(TEXT) + 4:,} tokens of 0.0 MB in ")
+    assert said[0].startswith(f"prepared {len(TEXT) + 4:,} tokens from 0.0 MB in ")
     test_start = len(TEXT) - round(0.1 * len(TEXT))
     cut = test_start - round(0.2 * len(TEXT))
     expected = {"train": [TEXT[:cut]], "validation": [TEXT[cut:3000], TEXT[3000:test_start]]}
@@ -152,7 +152,7 @@ def test_another_text_split_tokenizer_or_vocabulary_is_another_entry(cache, text
         {"data__tokenizer": "bpe", "model__vocab_size": 310},
     ):
         folders.append(prepared(text_config(text_file, **change))[0].folder)
-    text_file.write_text(TEXT[:-1] + "!")  # of the same length
+    text_file.write_text(TEXT[:-1] + "!")  # the same length
     folders.append(prepared(text_config(text_file))[0].folder)
     assert len(set(folders)) == 7
 
@@ -194,7 +194,7 @@ def cut_index(folder):
 
 
 @pytest.mark.parametrize("damage", [truncate, alter, remove, change_tokenizer, cut_index])
-def test_a_damaged_cache_is_found_and_made_anew(cache, text_file, damage):
+def test_a_damaged_cache_is_detected_and_rebuilt(cache, text_file, damage):
     cfg = text_config(text_file)
     first, _ = prepared(cfg)
     whole = {k: v for k, v in content(first.folder).items() if k != "index.json"}
@@ -207,7 +207,7 @@ def test_a_damaged_cache_is_found_and_made_anew(cache, text_file, damage):
     assert prepared(cfg)[1] == []
 
 
-def test_large_files_are_compared_with_their_checksums_when_they_changed(
+def test_large_files_are_compared_with_their_checksums_only_if_they_changed(
     cache, text_file, monkeypatch
 ):
     monkeypatch.setattr(token_cache, "ALWAYS_CHECKED", 0)
@@ -226,7 +226,7 @@ def test_large_files_are_compared_with_their_checksums_when_they_changed(
     assert checked == ["test-00000.array_record"]
 
 
-def test_held_out_splits_are_copied_whole(cache, text_file, tmp_path):
+def test_held_out_splits_are_copied_completely(cache, text_file, tmp_path):
     corpus, _ = prepared(text_config(text_file))
     copy_splits(corpus, ("validation", "test"), tmp_path / "data")
     shutil.rmtree(cache)
@@ -277,7 +277,7 @@ def large_text(tmp_path_factory):
     return path
 
 
-def test_killed_or_twice_at_once_the_files_are_those_of_an_undisturbed_run(
+def test_after_a_kill_or_in_parallel_the_files_equal_those_of_an_undisturbed_run(
     large_text, cache, tmp_path
 ):
     process = prepare_command(large_text)
@@ -290,7 +290,7 @@ def test_killed_or_twice_at_once_the_files_are_those_of_an_undisturbed_run(
     process.communicate()
     assert list(cache.glob("*.partial"))
     assert not list(cache.glob("*/index.json"))
-    while any(Path(f"/proc/{child}").exists() for child in children):  # workers leave as well
+    while any(Path(f"/proc/{child}").exists() for child in children):  # workers exit, too
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -311,7 +311,7 @@ def test_killed_or_twice_at_once_the_files_are_those_of_an_undisturbed_run(
     assert counts["num_bytes"] >= 0.9 * LARGE_TEXT
 
 
-def test_ctrl_c_is_one_line_and_leaves_nothing(large_text, cache):
+def test_ctrl_c_prints_one_line_and_leaves_nothing_behind(large_text, cache):
     process = prepare_command(large_text)
     deadline = time.monotonic() + 60
     while not list(cache.glob("*.partial/train*")):
@@ -328,7 +328,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(large_text, cache):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(large_text, tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing_behind(large_text, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
@@ -348,7 +348,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(large_text, tmp_path
 
 @pytest.fixture
 def as_nobody():
-    """Without the rights of root, which may write anywhere."""
+    """Gives up the rights of root, which may write anywhere."""
     if os.geteuid() == 0:
         os.seteuid(65534)
         yield
@@ -379,7 +379,7 @@ def test_a_read_only_cache_is_read_and_not_written(read_only_cache, as_nobody):
         prepare(dataclasses.replace(other))
 
 
-def test_a_cache_that_cannot_be_made_is_said(monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_created_is_reported(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MMREC_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match=r"cannot be written: Not a directory"):

@@ -18,7 +18,7 @@ TEXT = sample_texts(3, 30_000)[0]
 
 
 def files(folder):
-    """A text, JSON lines and a tokenizer."""
+    """Writes a text, JSON lines and a tokenizer."""
     (folder / "plays.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     lines = "".join(json.dumps({"body": line}) + "\n" for line in TEXT.splitlines())
     (folder / "lines.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))

@@ -1,4 +1,4 @@
-"""TensorFlow datasets: prepared and read where there is no TensorFlow."""
+"""TensorFlow datasets: prepared and read without TensorFlow."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def tfds_config(folder, name, **values):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two datasets of the project's own builder."""
+    """Two datasets made by the project's own builder."""
     folder = tmp_path_factory.mktemp("datasets")
     (folder / "texts").mkdir()
     for name, text in (("a", TEXT[:9000]), ("b", TEXT[9000:].replace("e", "ğ"))):
@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["plays", "plays:1.2.3", "lines"])
-def test_a_corpus_made_a_dataset_is_the_same_corpus(folder, name):
+def test_a_dataset_made_from_a_corpus_is_the_same_corpus(folder, name):
     of_dataset = splits_of(open_corpus(tfds_config(folder, name)))
     own = {"source": "text", "path": str(folder / "texts")}
     if name == "lines":
@@ -137,7 +137,7 @@ def bool_q(folder):
     return passages
 
 
-def test_a_catalog_dataset_whose_download_is_there_is_prepared_and_read(folder, bool_q, tmp_path):
+def test_a_downloaded_dataset_of_the_catalog_is_prepared_and_read(folder, bool_q, tmp_path):
     flags = train_flags(
         tmp_path / "run",
         data__source="tfds",
@@ -155,7 +155,7 @@ def test_a_catalog_dataset_whose_download_is_there_is_prepared_and_read(folder, 
     train, validation, test = splits_of(corpus)
     assert len(train) == round(len(bool_q["train"]) / 2)
     assert set(train) < set(bool_q["train"])
-    # Of the only other split, the first half is for validation.
+    # The first half of the only other split is for validation.
     assert sorted(whole(corpus.parts[1].pieces())) == sorted(bool_q["dev"])
     assert abs(len("".join(validation)) - len("".join(test))) <= 1
 
@@ -167,21 +167,21 @@ def refusal(folder, name, **values):
     return str(error.value)
 
 
-def test_what_is_not_there_is_refused_with_what_to_do(folder, bool_q):
+def test_what_does_not_exist_is_refused_with_advice(folder, bool_q):
     assert "no tfds dataset 'play' (did you mean 'plays'?)" in refusal(folder, "play")
     message = refusal(folder, "tiny_shakspeare")
     assert "no tfds dataset 'tiny_shakspeare' (did you mean 'tiny_shakespeare'?)" in message
     message = refusal(folder, "tiny_shakespeare")
-    assert "has still to be downloaded and prepared; run: tfds build tiny_shakespeare" in message
+    assert "is not downloaded and prepared yet; run: tfds build tiny_shakespeare" in message
     message = refusal(folder, "c4/en")
     assert "'c4/en' is not prepared in" in message
     assert "run: tfds build c4/en --file_format=array_record" in message
     message = refusal(folder, "plays", field="passage")
-    assert "has no field 'passage', but 'document', 'text'" in message
+    assert "has no field 'passage'; it has 'document', 'text'" in message
     assert "Unknown split" in refusal(folder, "plays", tfds_split="trian")
 
 
-def test_an_unknown_dataset_is_one_line_of_the_command(folder, tmp_path):
+def test_an_unknown_dataset_is_reported_in_one_line(folder, tmp_path):
     flags = train_flags(tmp_path / "run", data__source="tfds", data__tfds_name="plaes")
     flags.append(f"--config.data.tfds_dir={folder / 'tfds'}")
     line = one_error_line(run("train.py", *flags, cache=tmp_path / "cache"))
@@ -192,7 +192,7 @@ def test_an_unknown_dataset_is_one_line_of_the_command(folder, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--name=plays", "--version=1.2.3"], "is there already; name another --version"),
+        (["--name=plays", "--version=1.2.3"], "already exists; choose another --version"),
         (["--name=My-Plays"], "it must be snake_case"),
         (["--name=plays", "--version=new"], "--version: Invalid version 'new'"),
         (["--path=/nowhere/*.txt", "--name=x"], "matches no file"),

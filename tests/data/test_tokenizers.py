@@ -1,4 +1,4 @@
-"""Tokenizers: any text comes back, whole or as a stream, and larger vocabularies keep tokens."""
+"""Tokenizers: text survives a round trip, also as a stream; larger vocabularies keep tokens."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ def bpe(vocab_size=400):
 
 @functools.cache
 def users_own():
-    """As others make them: with special tokens, a prefix space, and Unicode put in normal form."""
+    """A tokenizer as others make them: with a special token, a template, truncation and padding."""
     tokenizer = hf.Tokenizer(hf.models.BPE(byte_fallback=False))
     tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = hf.decoders.ByteLevel()
@@ -73,7 +73,7 @@ def tokenizer(request, tmp_path_factory):
 @example("\x00\ufeff\ufffd\r\n\u2028 \U0010ffff e\u0301 ﬁ")
 @example("   \n\n\t  a")
 @example("ağaç 🙂" * 500)
-def test_any_text_comes_back(tokenizer, text):
+def test_any_text_survives_a_round_trip(tokenizer, text):
     tokens = tokenizer.encode(text)
     assert set(tokens.tolist()) <= set(tokenizer.text_ids)
     assert tokenizer.decode(tokens) == text
@@ -87,7 +87,7 @@ def test_any_text_comes_back(tokenizer, text):
 
 @PROPERTY
 @given(st.text(st.sampled_from("aş€🙂"), max_size=12))
-def test_a_stream_shows_no_part_of_a_character(tokenizer, text):
+def test_a_stream_never_shows_part_of_a_character(tokenizer, text):
     decoder, shown = tokenizer.decoder(), ""
     for token in tokenizer.encode(text).tolist():
         shown += decoder.feed(token)
@@ -139,13 +139,13 @@ def test_a_smaller_vocabulary_is_the_beginning_of_a_larger_one():
 
 
 def test_bpe_merges_the_most_frequent_pair_first():
-    """By hand: in "abab abc" (words "abab", " abc") a+b is there three times, nothing else is."""
+    """By hand: in "abab abc" (words "abab", " abc"), a+b occurs three times, no other pair does."""
     tokenizer = SubwordTokenizer.train(["abab abc"] * 2, 259)
     assert names(tokenizer)[258:] == ["ab"]
     assert len(tokenizer.encode("abab abc")) == 5  # ab ab, space ab c
 
 
-def test_bpe_makes_fewer_tokens_of_what_it_was_trained_on():
+def test_bpe_needs_fewer_tokens_for_what_it_was_trained_on():
     assert len(bpe().encode(TURKISH)) < len(TURKISH.encode()) / 2
 
 
@@ -154,7 +154,7 @@ def test_a_vocabulary_without_room_for_the_bytes_is_refused():
         SubwordTokenizer.train(["a"], 257)
 
 
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer\.json"):
         load_tokenizer(tmp_path / "tokenizer.json")
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
 
 @PROPERTY
 @given(TEXT)
-def test_characters_that_are_known_come_back(text):
+def test_known_characters_survive_a_round_trip(text):
     tokenizer = CharTokenizer.train([text], vocab_size=1_000)
     tokens = tokenizer.encode(text)
     assert len(tokens) == len(text)
@@ -186,18 +186,18 @@ def test_a_character_tokenizer_survives_json(trained_on, text):
 
 @PROPERTY
 @given(TEXT, TEXT)
-def test_unknown_characters_are_one_id_and_read_as_the_replacement_character(known, text):
+def test_unknown_characters_have_one_id_that_decodes_to_the_replacement_character(known, text):
     tokenizer = CharTokenizer.train([known], vocab_size=1_000)
     tokens = tokenizer.encode(text)
     assert [token == tokenizer.unknown for token in tokens] == [c not in known for c in text]
     assert tokenizer.decode(tokens.tolist()) == "".join(c if c in known else "\ufffd" for c in text)
 
 
-def test_a_vocabulary_too_small_keeps_the_most_frequent_characters():
+def test_a_vocabulary_that_is_too_small_keeps_the_most_frequent_characters():
     tokenizer = CharTokenizer.train(["zzz", "xyyx", "ab"], vocab_size=6)
     assert tokenizer.characters == ("x", "y", "z")
     assert tokenizer.vocab_size == 6
-    # Of characters as frequent as each other the first by code point stay.
+    # Among equally frequent characters, the first by code point stay.
     assert CharTokenizer.train(["zzz", "xyyx", "ab"], vocab_size=5).characters == ("x", "z")
     assert CharTokenizer.train(["ba"], vocab_size=4).decode([0, 1, 2, 3]) == "\ufffda"
     assert CharTokenizer.train(["ba"], vocab_size=2).characters == ()

@@ -1,4 +1,4 @@
-"""The plan of a run: against the model's own program, the compiler, and models really made."""
+"""The cost of a run: against the model's own program, the compiler, and initialized models."""
 
 import math
 
@@ -31,9 +31,9 @@ SIZES = {  # of the ladder: V, D, L, H
 
 
 def products(jaxpr) -> int:
-    """FLOPs of the products of matrices of a program, those in loops as often as they run.
+    """FLOPs of the matrix products of a program, counting those in loops as often as they run.
 
-    A product with a vector of ones is a sum (of a bias's gradient), and not counted.
+    A product with a vector of ones is a sum (in the gradient of a bias) and is not counted.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -80,7 +80,7 @@ def test_flops_are_those_of_the_program(changes):
     assert flops.training == products(training.jaxpr) / tokens.size
 
 
-def test_memory_is_what_the_compiler_asks_for():
+def test_memory_is_what_the_compiler_allocates():
     cfg = config(
         model__dim=64,
         model__num_layers=3,
@@ -104,7 +104,7 @@ def test_memory_is_what_the_compiler_asks_for():
 @pytest.mark.parametrize(
     "size", [tiny, *(pytest.param(size, marks=pytest.mark.slow) for size in (mini, small))]
 )
-def test_parameters_are_those_of_a_model_that_is_made(size):
+def test_parameters_are_those_of_an_initialized_model(size):
     cfg = from_mapping(size.get_config())
     params = init_params(cfg.model, jax.random.key(0))
     assert sum(count_parameters(cfg.model).values()) == sum(x.size for x in jax.tree.leaves(params))
@@ -119,7 +119,7 @@ def test_every_size_has_the_shape_of_the_ladder(size):
     assert model.use_uboo == (model.dim >= 3_072)
 
 
-def test_the_largest_is_planned_without_being_made(tmp_path):
+def test_the_largest_model_is_planned_without_being_initialized(tmp_path):
     flags = ["--dry_run", "--devices=32", "--tokens=2e11", "--flops=4e14"]
     result = run("train.py", f"--config={ROOT / 'configs/mmrec_7b.py'}", *flags, cache=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -134,7 +134,7 @@ def test_memory_is_divided_among_devices(capsys):
     cfg = config(train__batch_size=8, train__num_tokens=1_000)
     print_plan(cfg, devices=4, tokens=0, flops_per_second=0)
     printed = capsys.readouterr().out
-    assert "1,024 tokens" in printed  # whole steps
+    assert "1,024 tokens" in printed  # complete steps
     line = next(line for line in printed.splitlines() if "activations" in line)
     total, of_one = (float(x) for x in line.split()[1:])
     assert of_one == pytest.approx(total / 4, abs=0.001)

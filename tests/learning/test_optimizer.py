@@ -63,7 +63,7 @@ def test_a_warm_up_as_long_as_the_training_is_refused(warmup_steps):
 
 
 def updates_of(train, params, *gradients, rate=0.1):
-    """The update that each of some gradients leads to, one after the other."""
+    """The updates for several gradients, one after another."""
     optimizer = make_optimizer(train, rate if callable(rate) else lambda _: rate)
     state, updates = optimizer.init(params), []
     for gradient in gradients:
@@ -77,7 +77,7 @@ def test_step_n_is_taken_at_the_rate_after_n_minus_1_steps():
     schedule = learning_rate_schedule(train, 20)
     gradient = np.full(3, 2.0, np.float32)
     updates = updates_of(train, gradient, *[gradient] * 20, rate=schedule)
-    for step, update in enumerate(updates):  # of a constant gradient Adam takes but the sign
+    for step, update in enumerate(updates):  # Adam's update for a constant gradient is its sign
         np.testing.assert_allclose(update, -expected_rate(train, 20, step), rtol=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors():
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    # Adam's first update is the same for a gradient of any length, so that clipping shows in the
+    # Adam's first update does not depend on the length of the gradient, so clipping shows in the
     # second: the longer the first gradient was, the less the second counts.
     params = {"a": np.zeros(3, np.float32), "b": np.zeros((2, 2), np.float32)}
     rng = np.random.default_rng(0)

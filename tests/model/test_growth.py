@@ -1,4 +1,4 @@
-"""Growth changes no logit, in whichever form and from whatever memory, and all of it can learn."""
+"""Growth changes no logit, in any form and from any memory, and all new parameters can learn."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ TINY, MINI, SMALL, BASE, MEDIUM, LARGE, B7 = (
     )
 )
 STEPS = [(TINY, MINI), (MINI, SMALL), (SMALL, BASE), (MEDIUM, LARGE), (LARGE, B7)]
-# base to medium switches DPG on: 1,024 to 2,048, 8 heads to 16
+# base to medium switches DPG on: D 1,024 to 2,048, 8 heads to 16
 STEPS.append(({**SMALL, "num_layers": 3}, {**MEDIUM, "num_heads": 16, "num_layers": 4}))
 
 
@@ -42,7 +42,7 @@ def shape(vocab_size=helpers.VOCAB, **values):
 
 @functools.cache
 def trained(config):
-    """Parameters after twenty steps of Adam on texts that repeat themselves."""
+    """Parameters after twenty steps of Adam on repetitive texts."""
     params = init_params(config, jax.random.key(0))
     tokens = np.tile(helpers.random_tokens(4, 8), 3)
     weights, cotangent = (1.0, 0.3, 0.1), np.zeros((4, 24, helpers.VOCAB))
@@ -123,7 +123,7 @@ def test_every_new_parameter_moves_within_ten_steps(placement):
 
 @pytest.mark.slow
 def test_growing_in_two_steps_or_with_fresh_keys_keeps_the_same_logits():
-    """Old values are where they belong: a second growth finds them."""
+    """Old values are where they belong, because a second growth finds them."""
     sizes = [shape(**size) for size in (TINY, MINI, SMALL)]
     params = trained(sizes[0])
     for old, new in itertools.pairwise(sizes):
@@ -155,7 +155,7 @@ def test_a_new_token_starts_as_the_mean_of_its_parents():
 
 @pytest.mark.slow
 def test_moments_are_those_of_the_gradients_of_what_was_kept():
-    """Against the gradients themselves: of the old and of the grown model, for the same loss."""
+    """Compares them with the gradients of the old and of the grown model for the same loss."""
     old, new = shape(**TINY), shape(**MINI)
     before = trained(old)
     after = grow(before, old, new, jax.random.key(1))
@@ -209,7 +209,7 @@ def test_what_shrinks_or_cannot_be_kept_is_refused(changes, message):
         check_growth(old, dataclasses.replace(old, **changes))
 
 
-def test_larger_memories_are_allowed_and_said():
+def test_larger_memories_are_allowed_and_reported():
     old = helpers.small_config()
     assert check_growth(old, old) == []
     (line,) = check_growth(old, dataclasses.replace(old, long_term=9))
@@ -218,7 +218,7 @@ def test_larger_memories_are_allowed_and_said():
 
 @pytest.mark.slow
 def test_an_empty_state_fits_the_larger_model():
-    """A text is read on from nothing: states are not grown."""
+    """States are not grown, so a grown model starts with an empty one."""
     config = shape(**MINI)
     params = grow(trained(shape(**TINY)), shape(**TINY), config, jax.random.key(0))
     model = nnx.merge(helpers.graph_of(config), params)

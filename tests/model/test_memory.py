@@ -1,4 +1,4 @@
-"""Short- and long-term memory: against the token-by-token oracle, whole against split, by size."""
+"""Short- and long-term memory: against the oracle, complete against split sequences, and size."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ CONFIGS = {
     "four heads, no shifted keys": {"num_heads": 4, "shifted_keys": False, "short_term": 4},
     "nothing is evicted": {"long_term": TIME, "short_term": 4, "use_dpg": False},
 }
-# Every text with the first config; what differs between configs needs fewer.
+# Every text with the first config; the other configs need fewer.
 CASES = [("S = 2C", text) for text in TEXTS]
 CASES += [(config, text) for config in list(CONFIGS)[1:] for text in list(TEXTS)[1:3]]
 
@@ -74,7 +74,7 @@ def test_float32_logits_equal_oracle(text):
 
 
 def split_read(config, params, tokens, documents, lengths):
-    """Logits and last state of calls that read so many tokens each."""
+    """The logits and last state of successive calls that read these numbers of tokens."""
     state, logits, done = init_state(config, len(tokens)), [], 0
     for length in lengths:
         part = slice(done, done + length)
@@ -124,7 +124,7 @@ SLOTS, SHORT, CHUNK, HEADS = 5, 8, 4, 2
 
 @jax.jit
 def bank_positions(s, document):
-    """Positions in the bank after a text read in two calls; each key carries its own position."""
+    """Positions in the bank after reading a text in two calls; each key is its own position."""
     batch, heads, time = s.shape
     position = jnp.broadcast_to(jnp.arange(time, dtype=s.dtype)[:, None], (*s.shape, 2))
     start = jnp.diff(document, axis=1, prepend=-1) != 0
@@ -143,7 +143,7 @@ def bank_positions(s, document):
         k = position[:, :, part]
         state = read_memories(k, k, k, s[:, :, part], segments, state, CHUNK).state
         short = jnp.concatenate([short, number[:, part]], axis=1)[:, -SHORT:]
-        # Documents are counted from the one that the state ended in, 0.
+        # Documents are numbered from 0, the one in which the state ended.
         last = number[:, part.stop - 1 : part.stop]
         short = jnp.where(short == last, 0, -1)
         number -= last

@@ -94,7 +94,7 @@ def two_documents(first_of_second):
     """Parameters and tokens with which the first document's tokens are by far the most salient.
 
     The first document uses tokens 0 to 9, the second 10 to 19. Channel 0 of the residual stream
-    tells them apart, and saliency reads little else.
+    distinguishes them, and saliency reads little else.
     """
     config = small_config()
     params = random_params(config)
@@ -122,7 +122,7 @@ def test_document_sees_nothing_of_another(start):
     np.testing.assert_allclose(kept_apart, second_document(other, documents), rtol=0, atol=1e-6)
 
     # As one document they do see each other, to the end, and the bank holds only tokens of the
-    # first: the test would notice a leak.
+    # first, so the test would notice a leak.
     together = second_document(tokens, one_document())
     difference = np.abs(together - second_document(other, one_document())).max(axis=(0, 2))
     assert np.all(difference > 1e-3)
@@ -134,7 +134,7 @@ def test_document_sees_nothing_of_another(start):
 def test_gradient_of_a_document_stops_at_its_start():
     start = 18
     _, params, tokens, documents = two_documents(start)
-    # Only logits of the second document, and of its own tokens: those of others are tied to the
+    # Only the second document's logits of its own tokens: logits of other tokens are tied to the
     # embeddings of the first document's tokens.
     cotangent = np.zeros((BATCH, TIME, 20), np.float32)
     cotangent[:, start:, 10:] = np.random.default_rng(0).standard_normal((BATCH, TIME - start, 10))
@@ -182,7 +182,7 @@ def test_initial_gradients_are_zero_only_behind_the_zero_of_dpg():
 
 
 def test_cross_entropy_alone_gives_saliency_no_gradient():
-    """Selection is without gradient, and p serves nothing else."""
+    """Selection has no gradient, and p is used for nothing else."""
     params, tokens = random_params(small_config()), random_tokens(BATCH, TIME)
     gradients = training_gradient(params, tokens, one_document(), CROSS_ENTROPY)
     for block in gradients["blocks"].values():
@@ -194,7 +194,7 @@ def test_cross_entropy_alone_gives_saliency_no_gradient():
 
 @pytest.mark.parametrize("starts", [((), ()), ((9,), (4, 24, 25))], ids=["one", "several"])
 def test_auxiliary_losses_equal_oracle(starts):
-    """Saliency: use of every token by every later query, as if nothing had been evicted."""
+    """For saliency: the use of every token by every later query, as if nothing were evicted."""
     config = small_config(dtype="float64")
     tokens, documents = random_tokens(BATCH, TIME), documents_with_starts(TIME, *starts)
     with jax.enable_x64(True):
@@ -227,8 +227,8 @@ def brute_force_use(q, k, window_logsumexp, segment, chunk_len, short_term, quer
 
 
 @pytest.mark.parametrize(("time", "max_queries", "with_key"), [(72, 256, False), (40, 13, True)])
-def test_use_equals_brute_force_over_the_queries_looked_at(time, max_queries, with_key):
-    """All queries (more than are looked at together), and a sample with a random offset."""
+def test_use_equals_brute_force_over_the_examined_queries(time, max_queries, with_key):
+    """All queries (more than are examined together), and a sample with a random offset."""
     batch, heads, width, chunk_len, short_term = 2, 2, 4, 4, 8
     rng = np.random.default_rng(0)
     q, k = jnp.asarray(2 * rng.standard_normal((2, batch, heads, time, width)), jnp.float32)
@@ -259,7 +259,7 @@ def test_use_equals_brute_force_over_the_queries_looked_at(time, max_queries, wi
 
 
 def test_saliency_loss_pulls_saliency_towards_use():
-    """A step down this loss alone makes it smaller, and the gradient goes on into the block."""
+    """A gradient step on this loss alone lowers it, and its gradient reaches the embedding."""
     config = small_config()
     params, tokens = random_params(config), random_tokens(BATCH, TIME)
     gradients = training_gradient(params, tokens, one_document(), SALIENCY)
@@ -289,7 +289,7 @@ def test_uboo_does_not_touch_logits():
 
 @pytest.mark.parametrize(("silent", "reaches"), [("mlp_target", False), ("mlp_err", True)])
 def test_uboo_sends_no_gradient_through_the_state_it_predicts(silent, reaches):
-    """With the target's MLP silent nothing else may change; with the other silent h_{t-1} may."""
+    """With mlp_target silenced, no gradient reaches the state; with mlp_err, h_{t-1} gets one."""
     params, tokens = random_params(small_config()), random_tokens(BATCH, TIME)
     for block in params["blocks"].values():
         block[silent]["up"]["kernel"][:] = 0

@@ -1,4 +1,4 @@
-"""Operations with a form for CPUs against their plain form; dropout against what chance allows."""
+"""Operations with a form for CPUs against their plain form; dropout against true randomness."""
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +46,12 @@ def masks():
 
 def test_dropout_drops_at_its_rate_in_every_mask(masks):
     deviations = (masks.mean(1) - 0.9) / np.sqrt(0.09 / masks.shape[1])
-    assert 0.75 < deviations.std() < 1.25  # no less random than chance, and no more even
+    assert 0.75 < deviations.std() < 1.25  # neither less random nor more even than chance
     assert abs(deviations).max() < 4.5
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 4096])
-def test_dropout_of_neighbours_is_independent(masks, lag):
+def test_dropout_of_neighbors_is_independent(masks, lag):
     centred = (masks - 0.9) / 0.3
     products = (centred[:, lag:] * centred[:, :-lag]).mean(1) * np.sqrt(masks.shape[1] - lag)
     assert abs(products.mean()) < 4.5 / np.sqrt(len(masks))

@@ -64,7 +64,7 @@ def test_states_equal_float64_loop(impl, documents):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["one document", "documents"])
 def differences(request):
-    """A case, and the central differences of a weighted sum of all states of the float64 loop."""
+    """A case, and central differences of a weighted sum of all states of the float64 loop."""
     case, start = random_case()
     start = start if request.param else without_starts(start)
     cotangent = np.random.default_rng(1).standard_normal(case["z"].shape)

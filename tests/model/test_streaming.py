@@ -1,6 +1,6 @@
-"""The model's forms give the same logits and states: whole sequences, `extend`, and single tokens.
+"""The model's forms give the same logits and states: sequences, `extend`, and single tokens.
 
-Cut points, document starts and batch sizes are drawn; what is compiled is a few shapes only.
+Cut points, document starts and batch sizes are drawn at random, but few shapes are compiled.
 """
 
 import functools
@@ -21,15 +21,15 @@ from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.streaming import extend
 
 CONFIG = helpers.small_config(vocab_size=2_700)
-TIME = 40  # of a text: whole chunks, so that the form for whole sequences reads it too
-# By batch size the lengths of parts: less than a chunk of 4, more, and whole chunks. Each compiles.
+TIME = 40  # tokens of a text: complete chunks, so that the form for sequences can read it, too
+# Lengths of parts by batch size: below a chunk of 4, above, and complete chunks. Each is compiled.
 PARTS = {1: (1, 3, 7), 2: (1, 3), 3: (1, 16)}
 CLOSE = {"rtol": 0, "atol": 1e-5}
 PROPERTY = settings(max_examples=40, deadline=None, database=None)
 
 
 def parameters(tied=False):
-    """Random ones, or such that all tokens are equally salient, to the bit."""
+    """Random parameters; if `tied`, all tokens are equally salient, to the last bit."""
     params = helpers.random_params(CONFIG)
     embedding = np.random.default_rng(1).normal(0, 0.1, (CONFIG.vocab_size, CONFIG.dim))
     params["embedding"]["embedding"] = embedding.astype(np.float32)
@@ -43,15 +43,17 @@ PARAMS, TIED = parameters(), parameters(tied=True)
 
 
 def distinct_tokens(batch, time, seed=0, vocab=CONFIG.vocab_size):
-    """As far as there are so many. Where a token comes again, its saliency in layer 0 does too, but
-    for rounding, which differs between the forms."""
+    """Distinct tokens, as far as there are enough.
+
+    A repeated token has the same saliency in layer 0, but each form rounds it differently.
+    """
     ids = np.tile(np.resize(np.arange(vocab, dtype=np.int32), max(vocab, time)), (batch, 1))
     return np.random.default_rng(seed).permuted(ids, axis=1)[:, :time]
 
 
 @functools.cache
 def single_reader(config):
-    """Compiled: `step` for each token of a text. Gives logits and the states after every token."""
+    """Compiles `step` for each token of a text: returns logits and the states after every token."""
 
     @functools.partial(jax.jit, compiler_options=helpers.UNOPTIMIZED)
     def read(params, state, tokens, documents):
@@ -100,7 +102,7 @@ def lane(tree, index):  # as a batch of one text
 
 
 def check_states(actual, expected):
-    """Equal but for rounding, and empty in the same slots, whose keys and values mean nothing."""
+    """Equal up to rounding, and empty in the same slots, whose keys and values do not count."""
     actual, expected = jax.tree.map(np.asarray, (actual, expected))
     for name in ("document", "place", "live"):
         np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
@@ -115,7 +117,7 @@ def check_states(actual, expected):
 
 
 def check_forms(state, tokens, documents, parts, params=PARAMS):
-    """All forms agree from this state on: logits, and states wherever two forms have one."""
+    """All forms agree from this state on: in logits, and in states wherever two forms have one."""
     expected, last = whole(state, tokens, documents, params)
     single_logits, single_states = singly(state, tokens, documents, params)
     logits, states = in_parts(state, tokens, documents, parts, params)
@@ -130,7 +132,7 @@ def check_forms(state, tokens, documents, parts, params=PARAMS):
 
 @st.composite
 def splits(draw, batch):
-    """Lengths of the parts of a text: cut points may be anywhere."""
+    """Lengths of the parts of a text; cut points may be anywhere."""
     parts = []
     while left := TIME - sum(parts):
         parts.append(draw(st.sampled_from([part for part in PARTS[batch] if part <= left])))
@@ -139,7 +141,7 @@ def splits(draw, batch):
 
 @st.composite
 def texts(draw, batch):
-    """Tokens, and documents that start anywhere; ids may come back."""
+    """Tokens, and documents that start anywhere; ids may recur."""
     starts = st.sets(st.integers(0, TIME - 1), max_size=4)
     documents = documents_with_starts(TIME, *(draw(starts) for _ in range(batch)))
     vocab = draw(st.sampled_from((5, 20, CONFIG.vocab_size)))
@@ -157,7 +159,7 @@ def test_any_split_equals_single_tokens_and_the_whole(data):
 @PROPERTY
 @given(st.data())
 def test_texts_of_different_lengths_are_read_as_if_alone(data):
-    """Twice, so that the second time they stand at different places in their chunks."""
+    """Reads twice, so that the second time they are at different positions in their chunks."""
     tokens, documents = data.draw(texts(3))
     alone = [singly(init_state(CONFIG, 1), *lane((tokens, documents), i)) for i in range(3)]
     state, done = init_state(CONFIG, 3), np.zeros(3, np.int32)
@@ -201,7 +203,7 @@ def test_forms_agree_after_a_long_prefix():
 
 
 def test_logits_do_not_depend_on_the_absolute_position():
-    """A new document is read as if nothing were before it but its place in the chunk."""
+    """A new document depends on what precedes it only through its position in the chunk."""
     text = distinct_tokens(1, TIME, seed=7), np.full((1, TIME), 9, np.int32)
     expected = whole(empty := init_state(CONFIG, 1), *text)[0]
     np.testing.assert_allclose(check_forms(prefix_state(), *text, END_PARTS), expected, **CLOSE)
@@ -211,7 +213,7 @@ def test_logits_do_not_depend_on_the_absolute_position():
 
 @pytest.mark.parametrize("changes", [{}, {"long_term": 0}, {"short_term": 0}], ids=str)
 def test_float64_single_tokens_equal_oracle(changes):
-    """Tokens come again and their saliencies tie: within one form they are equal."""
+    """Tokens recur, so their saliencies tie; within one form they are equal."""
     config = helpers.small_config(dtype="float64", **changes)
     tokens = helpers.random_tokens(3, TIME, vocab=6)
     documents = documents_with_starts(TIME, (), (4, 13), (16, 17)) % 2
@@ -236,8 +238,8 @@ def test_the_state_does_not_grow():
         assert all(form(new) == form(empty) for new in states)
 
 
-def test_without_documents_the_document_of_each_state_goes_on():
-    """Where nothing was read, that is document 0."""
+def test_without_documents_the_document_of_each_state_continues():
+    """For an empty state, that is document 0."""
     done, tokens = np.array([7, 16, 0], np.int32), distinct_tokens(3, TIME, seed=8)
     documents = np.repeat(np.array([[5], [2], [0]], np.int32), TIME, axis=1)
     expected, states = singly(init_state(CONFIG, 3), tokens, documents)

@@ -1,6 +1,6 @@
-"""Where text comes from: one file for each `data.source`, each of which opens a corpus.
+"""Where text comes from: one module per kind of source, each with a function `open_corpus`.
 
-A source gives documents, in pieces (data/corpus.py). It knows nothing of tokens or batches.
+A source yields documents in pieces (data/corpus.py) and does not depend on tokens or batches.
 """
 
 import importlib
@@ -21,8 +21,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     """The corpus that a config names.
 
     Raises:
-        UserError: there is no such file or dataset. What is in a file shows when it is read.
+        UserError: the file or dataset does not exist. Errors in a file are found when it is read.
     """
-    # Imported only when it is asked for: TFDS takes seconds.
+    # Imported only on demand: TFDS takes seconds.
     source = importlib.import_module(f"{__name__}.{_MODULES[config.source]}")
     return source.open_corpus(config)

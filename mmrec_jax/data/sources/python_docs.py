@@ -1,4 +1,4 @@
-"""The language reference that every CPython carries: a document for each topic."""
+"""The language reference that comes with every CPython: one document per topic."""
 
 import pydoc_data.topics
 from collections.abc import Iterator

@@ -1,11 +1,12 @@
-"""Texts made on the fly that show what a model remembers: facts, then noise, then questions.
+"""Generated texts that show what a model remembers: facts, then noise, then questions.
 
-together    k1 v1 k2 v2 ... in noise, noise, then every key again, in another order, and its value
+together    k1 v1 k2 v2 ... in noise, more noise, then each key again, in another order, and its
+            value
 scattered   the same, with noise between the pairs
-passkey     "the pass key is 3 1 4 1 5 ." in filler sentences, filler, then the question
+passkey     "the pass key is 3 1 4 2 5 ." in filler sentences, more filler, then the question
 
-The values and the digits after a question are the answers; only they are predicted. The vocabulary
-is closed: words with spaces between them.
+The values or digits after a question are the answers; only answers are predicted. The vocabulary is
+closed: words separated by spaces.
 """
 
 from typing import NamedTuple
@@ -47,7 +48,7 @@ _STOP = TOKENIZER.encode(".")
 
 
 class Text(NamedTuple):
-    """A text in two parts, between which noise may stand."""
+    """A text in two parts; noise may be put between them."""
 
     facts: np.ndarray  # int32 [tokens]: what to remember, in noise
     questions: np.ndarray  # int32 [tokens]
@@ -55,41 +56,41 @@ class Text(NamedTuple):
 
 
 def chance(task: str) -> float:
-    """Share of right answers of one who knows what answers look like and remembers nothing."""
+    """Expected share of correct answers when guessing at random among the possible ones."""
     return 1 / (NUM_DIGITS if task == "passkey" else NUM_VALUES)
 
 
 def fact_tokens(task: str, pairs: int) -> int:
-    """Length of a text's facts without noise."""
+    """Number of tokens of a text's facts, without noise."""
     return len(_STATEMENT) + PASSKEY_LEN + 1 if task == "passkey" else 2 * pairs
 
 
 def question_tokens(task: str, pairs: int) -> int:
-    """Length of a text's questions."""
+    """Number of tokens of a text's questions, with the answers."""
     return len(_QUESTION) + PASSKEY_LEN if task == "passkey" else 2 * pairs
 
 
 def check_lengths(pairs: int, length: int) -> None:
-    """Raises UserError where texts of this length have no room for so many pairs."""
+    """Raises UserError if texts of this length have no room for that many pairs."""
     if pairs > NUM_KEYS:
-        raise UserError(f"data.recall_pairs is {pairs}; there are {NUM_KEYS} keys")
+        raise UserError(f"data.recall_pairs is {pairs}; there are only {NUM_KEYS} keys")
     for task in TASKS:
         need = fact_tokens(task, pairs) + question_tokens(task, pairs)
         if need > length:
             raise UserError(
-                f"train.seq_len is {length}; a text of recall's task {task!r} with {pairs} pairs "
+                f"train.seq_len is {length}; a text of the recall task {task!r} with {pairs} pairs "
                 f"needs {need} tokens"
             )
 
 
 def make_text(rng: np.random.Generator, task: str, pairs: int, length: int) -> Text:
-    """A text of which `length` tokens are facts and the noise around them."""
+    """A text whose facts, with the noise around them, take `length` tokens."""
     if task == "passkey":
         return _make_passkey(rng, length)
     keys = rng.choice(_KEYS, pairs, replace=False)
     values = rng.choice(_VALUES, pairs)
     facts = make_noise(rng, task, length)
-    room = length - pairs  # a pair takes one place of two tokens
+    room = length - pairs  # places to choose from, counting a pair as one
     if task == "together":
         place = rng.integers(length - 2 * pairs + 1) + 2 * np.arange(pairs)
     else:
@@ -101,7 +102,7 @@ def make_text(rng: np.random.Generator, task: str, pairs: int, length: int) -> T
 
 
 def _make_passkey(rng, length):
-    # All different: where a digit comes twice, the digit before it does not say what comes next.
+    # All different: a digit that occurred twice would not determine the digit that follows it.
     digits = rng.choice(_DIGITS, PASSKEY_LEN, replace=False)
     statement = np.concatenate([_STATEMENT, digits, _STOP])
     filler = make_noise(rng, "passkey", length - len(statement))
@@ -112,7 +113,7 @@ def _make_passkey(rng, length):
 
 
 def make_noise(rng: np.random.Generator, task: str, length: int) -> np.ndarray:
-    """Tokens of no use, int32: random ones, or sentences that say nothing."""
+    """Irrelevant tokens, int32 [length]: random noise words, or filler sentences for "passkey"."""
     if task != "passkey":
         return rng.choice(_NOISE, length)
     shortest = min(map(len, _FILLER))
@@ -123,19 +124,19 @@ def make_noise(rng: np.random.Generator, task: str, length: int) -> np.ndarray:
 def make_training_texts(
     rng: np.random.Generator, pairs: int, count: int, length: int, fewest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts of all tasks in turn, of random lengths, with noise before them to fill up.
+    """Texts of all tasks in turn, of random lengths, with noise before them as padding.
 
-    The easy ones, short and with few pairs, are what learning begins with.
+    Learning begins with the easy ones, which are short and have few pairs.
 
     Args:
-        rng: where chance comes from.
-        pairs: of a text, at most.
-        count: texts.
-        length: tokens of each.
-        fewest: pairs of a text, at least.
+        rng: the random generator.
+        pairs: largest number of pairs in a text.
+        count: number of texts.
+        length: tokens per text.
+        fewest: smallest number of pairs in a text.
 
     Returns:
-        Tokens, int32 [count, length], and which of them are answers.
+        Tokens, int32 [count, length], and which of them are answers, bool [count, length].
     """
     tokens, answers = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
     for row in range(count):

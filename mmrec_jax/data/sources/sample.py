@@ -1,4 +1,4 @@
-"""Sentences from a small grammar, generated from a seed: a corpus that needs no file."""
+"""Sentences from a small grammar, generated from a seed: a corpus that needs no files."""
 
 import random
 
@@ -42,7 +42,7 @@ def _sentence(rng: random.Random) -> str:
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The generated sentences of a config, one document for each split."""
+    """The generated sentences of a config, one document per split."""
     texts = sample_texts(config.sample_seed, config.sample_chars)
 
     def part(name, text):
@@ -52,14 +52,14 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 
 def sample_texts(seed: int, train_chars: int) -> tuple[str, str, str]:
-    """Short English sentences from a small grammar, none of them twice in the whole corpus.
+    """Short English sentences from a small grammar, without repetitions in the entire corpus.
 
     Args:
-        seed: of the generator.
-        train_chars: least number of characters of the training text.
+        seed: seed of the generator.
+        train_chars: smallest number of characters of the training text.
 
     Returns:
-        Texts for training, validation and test; the last two have a tenth of that each.
+        Texts for training, validation and test; the last two have at least a tenth of that each.
     """
     rng = random.Random(seed)
     seen: set[str] = set()

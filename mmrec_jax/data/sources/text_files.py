@@ -1,4 +1,4 @@
-"""Text and JSON lines in files, plain or compressed (.gz, .zst), read in constant memory."""
+"""Files of text or JSON lines, plain or compressed (.gz, .zst), read in constant memory."""
 
 import codecs
 import glob
@@ -15,15 +15,15 @@ from mmrec_jax.config import DataConfig
 from mmrec_jax.data.corpus import Corpus, Part, Piece, split_shares
 from mmrec_jax.errors import UserError
 
-BLOCK = 2**20  # bytes read at once
-LONGEST_LINE = 2**28  # bytes of a JSON line
+BLOCK = 2**20  # bytes per read
+LONGEST_LINE = 2**28  # most bytes of a JSON line
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The files of `data.path`, each a document ("text") or a document a line ("jsonl").
+    """The files of `data.path`, with one document per file ("text") or per line ("jsonl").
 
     Raises:
-        UserError: there is no such file.
+        UserError: no file matches.
     """
     files = matching_files(config.path, config.source)
 
@@ -38,10 +38,10 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 
 def matching_files(pattern: str, source: str) -> list[Path]:
-    """Files of a path: a file, a glob, or a folder with all that is in it, in order of names.
+    """The files of a file name, a glob, or a folder with everything in it, sorted by name.
 
     Raises:
-        UserError: there is none.
+        UserError: no file matches.
     """
     folder = Path(pattern)
     found = folder.rglob("*") if folder.is_dir() else map(Path, glob.glob(pattern, recursive=True))
@@ -49,12 +49,12 @@ def matching_files(pattern: str, source: str) -> list[Path]:
     if folder.is_dir() and source == "jsonl":
         files = [path for path in files if {".jsonl", ".json"} & set(path.suffixes)]
     if not files:
-        raise UserError(f"data.path {pattern!r} matches no file (looked from {Path.cwd()})")
+        raise UserError(f"data.path {pattern!r} matches no files (relative to {Path.cwd()})")
     return files
 
 
 def read_text(path: Path) -> Iterator[Piece]:
-    """The document that a file is, in pieces.
+    """A file as one document, in pieces.
 
     Raises:
         UserError: the file is missing, unreadable, empty, binary or not UTF-8.
@@ -68,7 +68,7 @@ def read_text(path: Path) -> Iterator[Piece]:
 
 
 def stream_text(path: Path, block: int = BLOCK) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces of at most `block` bytes: for texts of any length.
+    """The text of a UTF-8 file, which may be of any length, in pieces of at most `block` bytes.
 
     Raises:
         UserError: the file is missing, unreadable, binary or not UTF-8.
@@ -87,7 +87,7 @@ def stream_text(path: Path, block: int = BLOCK) -> Iterator[str]:
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
-                whole = error.object  # begins with what was held back of the block before
+                whole = error.object  # begins with bytes held back from the previous block
                 raise UserError(
                     f"{path} is not UTF-8 text: byte {position - held + error.start} (line "
                     f"{lines + whole[: error.start].count(10)}) is 0x{whole[error.start]:02x}; "
@@ -104,10 +104,10 @@ def stream_text(path: Path, block: int = BLOCK) -> Iterator[str]:
 
 
 def read_jsonl(path: Path, field: str) -> Iterator[Piece]:
-    """A document for each line of a file: the string in one field of a JSON object.
+    """One document per line of a file: the string in one field of a JSON object.
 
     Raises:
-        UserError: a line that is not such an object; the file is missing, unreadable or empty.
+        UserError: a line is not such an object, or the file is missing, unreadable or empty.
     """
     empty = True
     with _opened(path) as file:
@@ -124,7 +124,9 @@ def read_jsonl(path: Path, field: str) -> Iterator[Piece]:
 
 def _field_of(line: bytes, field: str, where: str) -> str:
     if len(line) == LONGEST_LINE:
-        raise UserError(f"{where} is longer than {LONGEST_LINE:,} bytes; is it one JSON a line?")
+        raise UserError(
+            f"{where} is longer than {LONGEST_LINE:,} bytes; is there one JSON object per line?"
+        )
     if not line.strip():
         return ""
     try:
@@ -135,14 +137,14 @@ def _field_of(line: bytes, field: str, where: str) -> str:
         raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(values, dict) or field not in values:
         has = f"; it has {', '.join(map(repr, values))}" if isinstance(values, dict) else ""
-        raise UserError(f"{where} has no field {field!r}{has}; name one with data.field")
+        raise UserError(f"{where} has no field {field!r}{has}; choose one with data.field")
     text = values[field]
     if not isinstance(text, str):
-        raise UserError(f"{where}: field {field!r} is not a string but {type(text).__name__}")
+        raise UserError(f"{where}: field {field!r} must be a string, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where} has half a surrogate pair, which is no text") from error
+        raise UserError(f"{where} has half a surrogate pair, which is not valid text") from error
     return text
 
 
@@ -165,7 +167,7 @@ def _read(path: Path, read: Callable[[int], bytes], most: int) -> bytes:
 
 
 class _ZstdFile(io.RawIOBase):
-    """Reads zstd frames. The library's own reader takes a file cut short for a whole one."""
+    """Reads zstd frames. The library's own reader takes a truncated file for a complete one."""
 
     def __init__(self, file: io.BufferedIOBase):
         self._file, self._frame, self._data = file, None, b""
@@ -179,7 +181,7 @@ class _ZstdFile(io.RawIOBase):
             compressed = rest or self._file.read(BLOCK)
             if not compressed:
                 if self._frame and not self._frame.eof:
-                    raise EOFError("the compressed file ends too early")
+                    raise EOFError("the compressed file is truncated")
                 return 0
             if self._frame is None or self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor().decompressobj()

@@ -12,7 +12,7 @@ from mmrec_jax.config import DataConfig
 from mmrec_jax.data.corpus import Corpus, Part, Piece, split_shares
 from mmrec_jax.errors import UserError, nearest
 
-# Importing it takes seconds and logs; both only where a dataset is asked for.
+# This import takes seconds and logs, so this module is imported only if a dataset is requested.
 import tensorflow_datasets as tfds  # isort: skip
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.core.download import downloader
@@ -21,20 +21,20 @@ from tensorflow_datasets.core.download import downloader
 def open_corpus(config: DataConfig) -> Corpus:
     """The dataset that a config names.
 
-    Its own validation and test splits are taken where it has them. Of only one, the first half is
-    for validation, the second for the test; of a training split alone, the configured fractions
-    are held out.
+    Its own validation and test splits are used if it has both. If it has only one of them, the
+    first half is the validation split and the second half the test split. If it has neither, the
+    configured fractions of its training split are held out.
 
     Raises:
-        UserError: no such dataset, split or field, or it has still to be prepared.
+        UserError: the dataset, split or field does not exist, or the dataset is not prepared.
     """
     with quietly():
         builder = _builder(config)
     features = builder.info.features
     if config.field not in features:
         raise UserError(
-            f"{builder.info.full_name} has no field {config.field!r}, but "
-            f"{', '.join(map(repr, sorted(features)))}; name one with data.field"
+            f"{builder.info.full_name} has no field {config.field!r}; it has "
+            f"{', '.join(map(repr, sorted(features)))}; choose one with data.field"
         )
     held_out = [name for name in ("validation", "test") if name in builder.info.splits]
     train = config.tfds_split or "train"
@@ -60,10 +60,10 @@ def _reader(builder, split: str, field: str):
         raise UserError(
             f"{builder.info.full_name} in {builder.data_path} is not stored as array_record; run "
             "python -m tensorflow_datasets.scripts.convert_format --out_file_format=array_record "
-            f"--dataset_dir={builder.data_path} --out_path=FOLDER, and name FOLDER's dataset"
+            f"--dataset_dir={builder.data_path} --out_path=FOLDER, and use the dataset in FOLDER"
         ) from error
 
-    # Of data/tfds_builder.py: there a long document is several examples.
+    # Made by commands/tfds_builder.py, where a long document is several examples.
     numbered = set(builder.info.features) == {"text", "document"}
 
     def pieces() -> Iterator[Piece]:
@@ -73,7 +73,7 @@ def _reader(builder, split: str, field: str):
             value = example[field]
             if not isinstance(value, bytes):
                 raise UserError(
-                    f"{builder.info.full_name}: field {field!r} is not text; name another with "
+                    f"{builder.info.full_name}: field {field!r} is not text; choose another with "
                     "data.field"
                 )
             before, document = document, int(example["document"]) if numbered else index
@@ -84,28 +84,28 @@ def _reader(builder, split: str, field: str):
 
 
 def _builder(config: DataConfig):
-    """The prepared dataset; it is prepared now if nothing has to be downloaded for that."""
+    """The prepared dataset; it is prepared now if that needs no download."""
     name, folder = config.tfds_name, config.tfds_dir or None
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
     except registered.DatasetNotFoundError:
         raise UserError(_not_found(name, folder)) from None
-    except (ValueError, AssertionError, RuntimeError) as error:  # a version or config it has not
+    except (ValueError, AssertionError, RuntimeError) as error:  # no such version or config
         raise UserError(f"tfds dataset {name!r}: {_first_line(error)}") from error
     if builder.is_prepared():
         return builder
     where = builder.data_dir
     hint = (
         f"run: tfds build {name} --file_format=array_record --data_dir="
-        f"{config.tfds_dir or '~/tensorflow_datasets'}  (it may need TensorFlow), then "
-        "the same command again; or read the text itself with data.source=text or jsonl"
+        f"{config.tfds_dir or '~/tensorflow_datasets'}  (which may need TensorFlow), then "
+        "repeat this command; or read the text itself with data.source=text or jsonl"
     )
     try:
         with _offline():
             builder.download_and_prepare()
     except _MustDownload:
-        raise UserError(f"{where} has still to be downloaded and prepared; {hint}") from None
-    except Exception as error:  # any that a builder of the catalog raises
+        raise UserError(f"{where} is not downloaded and prepared yet; {hint}") from None
+    except Exception as error:  # a builder of the catalog may raise anything
         reason = f"needs {error.name}" if isinstance(error, ImportError) else _first_line(error)
         raise UserError(f"{where} cannot be prepared here: {reason}; {hint}") from error
     return builder
@@ -117,7 +117,7 @@ class _MustDownload(Exception):
 
 @contextlib.contextmanager
 def quietly():
-    """Without TFDS's bars and warnings."""
+    """Suppresses the progress bars, output and warnings of TFDS."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()
@@ -129,7 +129,7 @@ def quietly():
 
 
 def _offline():
-    """No download is begun: it could be of any size."""
+    """Refuses downloads, which could be of any size."""
 
     def refuse(*_, **__):
         raise _MustDownload
@@ -138,20 +138,20 @@ def _offline():
 
 
 def _not_found(name: str, folder: str | None) -> str:
-    """Says so, with the nearest name of the catalog or of what lies in the folder."""
+    """The error message, with the nearest name in the catalog or in the folder."""
     base = name.split("/")[0].split(":")[0]
     catalog = set(tfds.list_builders(with_community_datasets=False))
-    # Without TensorFlow the older builders do not register; their files tell of them.
+    # Without TensorFlow the older builders are not registered; they are found by their files.
     catalog |= {path.stem for path in Path(tfds.__file__).parent.glob("text/*.py")}
     data_dir = Path(folder or "~/tensorflow_datasets").expanduser()
     prepared = {path.name for path in data_dir.iterdir()} if data_dir.is_dir() else set()
     if base in catalog:
         return (
-            f"tfds dataset {name!r} is not prepared in {data_dir}; where TensorFlow is installed "
+            f"tfds dataset {name!r} is not prepared in {data_dir}; where TensorFlow is installed, "
             f"run: tfds build {name} --file_format=array_record --data_dir={data_dir}"
         )
     near = nearest(base, sorted(catalog | prepared))
-    return f"there is no tfds dataset {name!r}{near}, neither in the catalog nor in {data_dir}"
+    return f"there is no tfds dataset {name!r}{near} in the catalog or in {data_dir}"
 
 
 def _first_line(error: Exception) -> str:
