@@ -8,13 +8,13 @@ from mmrec_jax.commands import cli
 from mmrec_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_multi_string(
-    "workdir", None, "Folder of the run. May be given several times with --suite."
+    "workdir", None, "Workdir of the run; may be repeated with --suite."
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, final or a step.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, final, or a step.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "Which split to evaluate.")
 _TEXT = flags.DEFINE_string("text", None, "A UTF-8 file to evaluate instead of a split.")
 _SUITE = flags.DEFINE_enum(
-    "suite", None, ["recall"], "Tests of memory to run instead: recall, for configs/recall.py."
+    "suite", None, ["recall"], "Memory tests to run instead: recall, for runs of configs/recall.py."
 )
 
 

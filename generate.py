@@ -1,4 +1,4 @@
-"""Writes text with a trained model: python generate.py --workdir=runs/tiny --prompt="The old"."""
+"""Generates text with a model: python generate.py --workdir=runs/tiny --prompt="The old"."""
 
 from pathlib import Path
 
@@ -7,27 +7,29 @@ from absl import flags
 from mmrec_jax.commands import cli
 from mmrec_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, final or a step.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, final, or a step.")
 _PROMPT = flags.DEFINE_multi_string(
-    "prompt", [], "What the text starts with, if anything. Given several times: so many texts."
+    "prompt", [], "Start of the text; may be repeated to generate one text per prompt."
 )
-_TOKENS = flags.DEFINE_integer("tokens", 300, "How many tokens to write.", lower_bound=0)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Of the softmax; 0 is greedy.")
-_GREEDY = flags.DEFINE_bool("greedy", False, "Take the most likely token each time.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among so many most likely tokens; 0: all.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw among the fewest tokens of this probability.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
-_STOP = flags.DEFINE_multi_string("stop", [], "Stop before this string. May be given repeatedly.")
+_TOKENS = flags.DEFINE_integer("tokens", 300, "Number of tokens to generate.", lower_bound=0)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Softmax temperature; 0 is greedy.")
+_GREEDY = flags.DEFINE_bool("greedy", False, "Always take the most likely token.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from this many likeliest tokens; 0: all.")
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Sample from the fewest tokens with this total probability."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
+_STOP = flags.DEFINE_multi_string("stop", [], "Stop before this string; may be repeated.")
 _SESSION = flags.DEFINE_string(
-    "session", None, "Go on with the session in this file if it is there, and save it afterwards."
+    "session", None, "Session file: continued if it exists, and saved afterward."
 )
 
 
 def main():
     prompts, session = _PROMPT.value, _SESSION.value and Path(_SESSION.value)
     if session and len(prompts) > 1:
-        raise UserError("--session goes with one --prompt, not with several")
+        raise UserError("--session can be used with only one --prompt")
 
     import mmrec_jax
 

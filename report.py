@@ -1,6 +1,6 @@
 """Writes report.html: python report.py --workdir=runs/tiny
 
-Several runs beside each other: python report.py --workdir=runs/a --workdir=runs/b
+Compares several runs: python report.py --workdir=runs/a --workdir=runs/b
 """
 
 from pathlib import Path
@@ -10,10 +10,12 @@ from absl import flags
 from mmrec_jax.commands import cli
 
 _WORKDIR = flags.DEFINE_multi_string(
-    "workdir", None, "Folder of a run; given several times, the runs are compared."
+    "workdir", None, "Workdir of a run; may be repeated to compare several runs."
 )
-_OUTPUT = flags.DEFINE_string("output", "runs/comparison/report.html", "The page that compares.")
-_MODEL = flags.DEFINE_bool("model", True, "Use the best checkpoint: samples, memory, contexts.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "runs/comparison/report.html", "Path of the comparison page."
+)
+_MODEL = flags.DEFINE_bool("model", True, "Show the best checkpoint: samples, memory, losses.")
 
 
 def main():

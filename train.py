@@ -1,6 +1,7 @@
-"""Trains a model, or goes on with it: python train.py --config=configs/tiny.py
+"""Trains a model, or resumes its training: python train.py --config=configs/tiny.py
 
-A ladder of models, each grown from the one before: python train.py --config=configs/ladder.py
+Trains a ladder of models, each grown from the one before:
+python train.py --config=configs/ladder.py
 """
 
 import sys
@@ -14,16 +15,16 @@ from mmrec_jax.commands.config_help import text
 from mmrec_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/<config.name>.")
-_REPORT = flags.DEFINE_bool("report", True, "Write report.html when training has ended.")
-_PROFILE = flags.DEFINE_bool("profile", False, "Record a few steps, and tell where time goes.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run; default: runs/<config.name>.")
+_REPORT = flags.DEFINE_bool("report", True, "Write report.html when training ends.")
+_PROFILE = flags.DEFINE_bool("profile", False, "Trace a few steps and print where the time goes.")
 _HELP_CONFIG = flags.DEFINE_bool(
-    "help_config", False, "Print every knob of a config with its meaning, and stop."
+    "help_config", False, "Print every knob of a config with its meaning, and exit."
 )
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run will cost, and stop.")
-_DEVICES = flags.DEFINE_integer("devices", 1, "For --dry_run: devices to divide the run among.")
-_TOKENS = flags.DEFINE_float("tokens", 0, "For --dry_run: tokens to train on, such as 1e9.")
-_FLOPS = flags.DEFINE_float("flops", 0, "For --dry_run: FLOP/s that one device reaches.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run will cost, and exit.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "With --dry_run: number of devices.")
+_TOKENS = flags.DEFINE_float("tokens", 0, "With --dry_run: tokens to train on, e.g. 1e9.")
+_FLOPS = flags.DEFINE_float("flops", 0, "With --dry_run: FLOP/s achieved by one device.")
 
 
 def main():
@@ -46,7 +47,7 @@ def main():
         print_plans(configs, *how) if is_climb else print_plan(configs[0], *how)
         return
     if is_climb and _PROFILE.value:
-        raise UserError("--profile is for one run: give it with the config of a rung")
+        raise UserError("--profile works on a single run; use it with the config of one rung")
 
     def report(path: Path) -> None:
         if _REPORT.value:

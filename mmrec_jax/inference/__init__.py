@@ -1,4 +1,4 @@
-"""A trained model in use: generation, sessions, a look inside, and `mmrec_jax.load`.
+"""Use of a trained model: generation, sessions, inspection, and `mmrec_jax.load`.
 
-Nothing here trains, and nothing here is needed for training.
+Nothing here trains or is needed for training.
 """

@@ -1,4 +1,4 @@
-"""Text from a trained model, at a constant cost per token."""
+"""Text generation with a trained model, at a constant cost per token."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from mmrec_jax.model.lm import State, init_state
 from mmrec_jax.model.params import Params, model_graph
 from mmrec_jax.model.streaming import extend
 
-READ_AT_ONCE = 256  # tokens of a prompt, or a chunk where that is longer: bounds the memory
+READ_AT_ONCE = 256  # tokens of a prompt, or one chunk if that is longer; bounds memory use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Sampling:
     """How the next token is drawn.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value is out of range.
     """
 
     temperature: float = 0.8  # 0 takes the most likely token
-    top_k: int = 0  # draw among so many most likely tokens; 0: among all
-    top_p: float = 1.0  # draw among the fewest most likely tokens that have this probability
+    top_k: int = 0  # sample from this many of the most likely tokens; 0: from all
+    top_p: float = 1.0  # sample from the fewest tokens with this total probability
     seed: int = 0
 
     def __post_init__(self):
@@ -46,19 +46,19 @@ class Sampling:
 
 
 class Session(NamedTuple):
-    """All that generation needs to go on. Its size does not depend on the text."""
+    """Everything needed to continue a text. Its size does not depend on the text's length."""
 
     state: State
     logits: Float[Array, "batch vocab"]  # of the next token
     drawn: Int[Array, ""]  # tokens drawn so far
-    read: Int[Array, "batch"]  # tokens read so far, drawn ones included
+    read: Int[Array, "batch"]  # tokens read so far, including drawn ones
 
 
 class Generator:
-    """A model's parameters with the compiled functions that read and write texts."""
+    """A model's parameters, with compiled functions that read and write texts."""
 
     def __init__(self, config: ModelConfig, params: Params, text_ids: range):
-        """`text_ids`: the only ones that are drawn; others stand for no text."""
+        """`text_ids`: the only ids that are drawn; the others do not stand for text."""
         self.config, self.params = config, params
         graph = model_graph(config)
 
@@ -84,13 +84,13 @@ class Generator:
         self._read, self._advance = read, advance
 
     def start(self, batch: int = 1) -> Session:
-        """A session of texts of which nothing has been read."""
+        """A session of `batch` texts, with nothing read yet."""
         logits = jnp.zeros((batch, self.config.vocab_size), param_dtype(self.config))
         zeros = jnp.zeros(batch, jnp.int32)
         return Session(init_state(self.config, batch), logits, jnp.zeros((), jnp.int32), zeros)
 
     def read(self, session: Session, texts: Sequence[np.ndarray]) -> Session:
-        """The session after more tokens: int32 arrays of any lengths, one a text."""
+        """The session after reading more tokens: one int32 array per text, of any length."""
         for _, after in self._pieces(session, texts):
             session = after
         return session
@@ -104,7 +104,7 @@ class Generator:
         size = max(READ_AT_ONCE // self.config.chunk_len, 1) * self.config.chunk_len
         longest = max(map(len, texts), default=0)
         for first in range(0, longest, size):
-            # Few different shapes, because each is compiled.
+            # Use few different shapes, because each one is compiled.
             width = min(size, max(16, 1 << (longest - first - 1).bit_length()))
             tokens = np.zeros((len(texts), width), np.int32)
             lengths = np.zeros(len(texts), np.int32)
@@ -117,20 +117,20 @@ class Generator:
     def write(
         self, session: Session, max_tokens: int, sampling: Sampling
     ) -> Iterator[tuple[np.ndarray, Session]]:
-        """Draws tokens one after the other.
+        """Draws tokens one after another.
 
-        The next token is computed while the caller looks at this one.
+        The next token is computed while the caller uses this one.
 
         Args:
-            session: of which something has been read.
-            max_tokens: how many.
-            sampling: how.
+            session: in which every text has at least one token.
+            max_tokens: number of tokens to draw per text.
+            sampling: how to draw them.
 
         Yields:
-            Tokens, int32 [batch], and the session that has read them.
+            Tokens, int32 [batch], and the session after reading them.
 
         Raises:
-            UserError: nothing has been read.
+            UserError: a text has no token yet.
         """
         if not np.all(session.read):
             raise UserError("the prompt is empty; give at least one token")
@@ -158,7 +158,7 @@ def draw(
     top_k: int,
     top_p: float,
 ) -> Int[Array, "batch"]:
-    """One token a text; see `Sampling`. Nucleus sampling (top_p): Holtzman et al., 2020."""
+    """Draws one token per text; see `Sampling`. Nucleus sampling (top_p): Holtzman et al., 2020."""
     logits = logits.astype(jnp.float32)
     scaled = logits / jnp.maximum(temperature, 1e-6)
     if 0 < top_k < logits.shape[-1]:
@@ -166,7 +166,7 @@ def draw(
         scaled = jnp.where(scaled >= least, scaled, -jnp.inf)
     if top_p < 1:
         ordered = jnp.sort(jax.nn.softmax(scaled), axis=-1, descending=True)
-        before = jnp.cumsum(ordered, axis=-1) - ordered  # probability of all likelier tokens
+        before = jnp.cumsum(ordered, axis=-1) - ordered  # total probability of all likelier tokens
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         scaled = jnp.where(jax.nn.softmax(scaled) >= least, scaled, -jnp.inf)
     drawn = jax.random.categorical(key, scaled)
@@ -174,7 +174,7 @@ def draw(
 
 
 class StopStrings:
-    """Cuts a stream of text at the first stop string; holds back what may become one."""
+    """Cuts a stream of text at the first stop string; holds back any beginning of one."""
 
     def __init__(self, stops: Sequence[str]):
         self._stops = [stop for stop in stops if stop]
@@ -182,7 +182,7 @@ class StopStrings:
         self.found = False
 
     def feed(self, text: str) -> str:
-        """What can be shown once `text` has come."""
+        """Adds more text and returns what can be shown now."""
         self._held += text
         places = [self._held.find(stop) for stop in self._stops]
         places = [place for place in places if place >= 0]
@@ -196,5 +196,5 @@ class StopStrings:
         return shown
 
     def rest(self) -> str:
-        """What was held back, at the end."""
+        """What is still held back at the end of the stream."""
         return "" if self.found else self._held

@@ -1,4 +1,4 @@
-"""What happens inside a model while it reads: saliencies, what the bank keeps, half-lives."""
+"""What happens inside a model as it reads: saliencies, what the bank keeps, and half-lives."""
 
 from typing import NamedTuple
 
@@ -16,23 +16,23 @@ from mmrec_jax.model.recurrence import gates
 
 
 class Inside(NamedTuple):
-    """Of one text of T tokens, read from an empty state."""
+    """What happened inside a model while it read a text of T tokens from an empty state."""
 
-    saliency: np.ndarray  # [layers, heads, T]: s, so that sigma(s) is the predicted use
+    saliency: np.ndarray  # [layers, heads, T]: s, where sigma(s) is the predicted use
     kept: np.ndarray  # bool [layers, heads, T]: in long-term memory at the end of the text
-    short_term: np.ndarray  # bool [T]: in short-term memory, or in the chunk, at the end
-    half_life: np.ndarray  # [layers, D]: tokens in which a channel of h fades to one half
+    short_term: np.ndarray  # bool [T]: in short-term memory or the current chunk at the end
+    half_life: np.ndarray  # [layers, D]: tokens until a channel of h has decayed to one half
 
 
 def look_inside(config: ModelConfig, params: Params, tokens: np.ndarray) -> Inside:
-    """Reads a text and tells what happened.
+    """Reads a text and reports what happens inside the model.
 
-    The half-life of a channel is that of the geometric mean over the text of its factor
-    gamma_t + mu (1 - m_t + gamma_t) on h_{t-1}; what comes back through the gates is left out.
+    The half-life of a channel is computed from the geometric mean over the text of its factor
+    gamma_t + mu (1 - m_t + gamma_t) on h_{t-1}; feedback through the gates is ignored.
 
     Args:
-        config: the model's.
-        params: its parameters.
+        config: of the model.
+        params: of the model.
         tokens: token ids, int32 [T], at least one.
     """
     time, chunk_len = len(tokens), config.chunk_len
@@ -51,7 +51,7 @@ def look_inside(config: ModelConfig, params: Params, tokens: np.ndarray) -> Insi
 
 
 def _look(model: MMRec, tokens, time):
-    """Saliencies and half-lives of one text; indices and saliencies of what the bank holds."""
+    """Saliencies and half-lives of one text; indices and saliencies of the tokens in the bank."""
     config, state = model.config, init_state(model.config, 1)
     start = jnp.arange(tokens.shape[1])[None] == 0
     segments = Segments(
@@ -73,13 +73,13 @@ def _look(model: MMRec, tokens, time):
 
 
 def _bank(config: ModelConfig, s):
-    """Positions and saliencies that the bank holds after the whole chunks of a text."""
+    """Positions and saliencies of the tokens in the bank after the complete chunks of a text."""
     layers, _, time = s.shape
     num_chunks = time // config.chunk_len
-    nothing = config.long_term + config.short_term  # what a text begins with
+    nothing = config.long_term + config.short_term  # empty places before the text
     s = s[:, :, : num_chunks * config.chunk_len]
     s = jnp.pad(s, ((0, 0), (0, 0), (nothing, 0)), constant_values=-jnp.inf)
-    index, saliency = select_salient(  # layers are independent, as the texts of a batch are
+    index, saliency = select_salient(  # layers take the place of a batch: both are independent
         s,
         jnp.ones((layers, s.shape[-1]), jnp.int32),
         jnp.ones((layers, num_chunks), jnp.int32),

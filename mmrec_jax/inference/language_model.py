@@ -1,4 +1,4 @@
-"""A trained model in Python: what a notebook needs.
+"""The interface to a trained model in Python, for example in a notebook.
 
 lm = mmrec_jax.load("runs/tiny")
 print(lm.generate("The old "))
@@ -20,20 +20,20 @@ from mmrec_jax.runs.workdir import open_run
 
 
 def load(workdir: str | Path, checkpoint: str = "best") -> "LanguageModel":
-    """The model of a run.
+    """Loads the model of a run.
 
     Args:
-        workdir: folder of the run.
-        checkpoint: best, latest, final or a step.
+        workdir: of the run.
+        checkpoint: best, latest, final, or a step.
 
     Raises:
-        UserError: no such workdir or checkpoint.
+        UserError: the workdir or checkpoint does not exist or cannot be read.
     """
     return LanguageModel(Path(workdir), checkpoint)
 
 
 class LanguageModel:
-    """Reads and writes texts. Make one with `load`.
+    """Reads and writes texts. Created by `load`.
 
     Attributes:
         config: of the run.
@@ -55,16 +55,16 @@ class LanguageModel:
         stop: Sequence[str] = (),
         **sampling,
     ) -> str | list[str]:
-        """What the model writes after a prompt, or after each of several, read as one batch.
+        """The model's continuation of a prompt, or of each of several, read as one batch.
 
         Args:
-            prompt: one text or several, of any lengths.
-            max_tokens: how many to write at most.
-            stop: strings before which to stop.
+            prompt: one text or several, of any length.
+            max_tokens: maximum number of tokens to generate.
+            stop: strings to stop before.
             **sampling: temperature, top_k, top_p, seed (`generation.Sampling`).
 
         Raises:
-            UserError: a value out of range.
+            UserError: a value is out of range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
@@ -87,36 +87,36 @@ class LanguageModel:
     def stream(
         self, prompt: str, max_tokens: int = 300, stop: Sequence[str] = (), **sampling
     ) -> Iterator[str]:
-        """The same as `generate` for one prompt, piece by piece as it is written."""
+        """Like `generate` for one prompt, but yields the text piece by piece as it is written."""
         return self.session().stream(prompt, max_tokens, stop, **sampling)
 
     def session(self, path: str | Path | None = None) -> "Conversation":
-        """A text that can be read and written by turns; `path`: one that was saved.
+        """A new session, or the one saved at `path`.
 
         Raises:
-            UserError: the file is missing, not a session, or of another model.
+            UserError: the file is missing, is not a session, or belongs to another model.
         """
         return Conversation(self, path)
 
     def evaluate(self, text: str) -> EvalResult:
-        """Loss, accuracy and so on of a text, read with carried memory.
+        """Loss, accuracy and other measures of a text, read with carried memory.
 
         Raises:
-            UserError: it is empty.
+            UserError: the text is empty.
         """
         windows = TextWindows([text], self.tokenizer, self.config.train.seq_len, "the text")
         return evaluate(self._eval_step, self.params, windows, self.config, carry_memory=True)
 
     def perplexity(self, text: str) -> float:
-        """exp of the mean loss of a text in nats per token."""
+        """exp of the mean loss of a text in nats per token; see `evaluate`."""
         return self.evaluate(text).perplexity
 
     def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Logits of the next token after each of some token ids, float32 [tokens, vocab]."""
+        """Logits of the next token after each token id, float32 [tokens, vocab]."""
         return self.generator.logits(np.asarray(ids, np.int32))
 
     def look_inside(self, text: str) -> Inside:
-        """Saliencies, what long-term memory keeps, and half-lives while it reads a text.
+        """Saliencies, what long-term memory keeps, and half-lives as the model reads a text.
 
         Raises:
             UserError: the text is empty.
@@ -126,12 +126,12 @@ class LanguageModel:
         return look_inside(self.config.model, self.params, self.tokenizer.encode(text))
 
     def fingerprint(self) -> str:
-        """Of the parameters, the model's shape and the tokenizer."""
+        """A hash of the parameters, the model's shape and the tokenizer."""
         return fingerprint(self.config.model, self.params, self.tokenizer.to_json())
 
 
 class Conversation:
-    """A text that is read and written by turns. Its memory is of constant size."""
+    """A session: a text read and written in turns. Its memory has a constant size."""
 
     def __init__(self, lm: LanguageModel, path: str | Path | None = None):
         self._lm = lm
@@ -141,7 +141,7 @@ class Conversation:
 
     @property
     def tokens_read(self) -> int:
-        """Tokens of the text so far, written ones included."""
+        """Tokens of the text so far, including generated ones."""
         return int(self._session.read[0])
 
     def read(self, text: str) -> None:
@@ -154,9 +154,9 @@ class Conversation:
     def stream(
         self, prompt: str = "", max_tokens: int = 300, stop: Sequence[str] = (), **sampling
     ) -> Iterator[str]:
-        """Reads a prompt and writes on, piece by piece; see `LanguageModel.generate`.
+        """Reads a prompt and yields its continuation in pieces; see `LanguageModel.generate`.
 
-        What was written counts as read, a stop string included.
+        Everything generated counts as read, including a stop string.
         """
         self.read(prompt)
         writer = _Writer(self._lm.tokenizer, stop)
@@ -170,23 +170,23 @@ class Conversation:
             yield rest
 
     def generate(self, prompt: str = "", max_tokens: int = 300, stop=(), **sampling) -> str:
-        """The same as `stream`, at once."""
+        """Like `stream`, but returns the complete text."""
         return "".join(self.stream(prompt, max_tokens, stop, **sampling))
 
     def save(self, path: str | Path) -> None:
-        """Saves the session; `LanguageModel.session(path)` goes on where it stopped."""
+        """Saves the session; `LanguageModel.session(path)` continues it."""
         save_session(Path(path), self._session, self._lm.fingerprint())
 
 
 class _Writer:
-    """Tokens of one text to what can be shown of it, up to a stop string."""
+    """Turns the tokens of one text into the text to show, up to a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
         self._decoder, self._stops = tokenizer.decoder(), StopStrings(stop)
 
     @property
     def found(self) -> bool:
-        """Whether a stop string has come."""
+        """Whether a stop string has appeared."""
         return self._stops.found
 
     def feed(self, token: int) -> str:

@@ -1,4 +1,4 @@
-"""Sessions on disk: a text goes on where it stopped, on another day or another machine."""
+"""Sessions on disk, which can be continued later or on another machine."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ from mmrec_jax.model.params import Params
 
 
 def fingerprint(config: ModelConfig, params: Params, tokenizer_json: str) -> str:
-    """Changes with the model's shape, any parameter, and the tokenizer."""
+    """A hash that changes with the model's shape, any parameter, or the tokenizer."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
     digest.update(tokenizer_json.encode())
     for leaf in jax.tree.leaves(params):
@@ -26,12 +26,12 @@ def fingerprint(config: ModelConfig, params: Params, tokenizer_json: str) -> str
 
 
 def save_session(path: Path, session: Session, model: str) -> None:
-    """Writes a session, whole or not at all; `model` is the fingerprint of its model.
+    """Writes a session completely or not at all; `model` is the fingerprint of its model.
 
     Raises:
         UserError: the file cannot be written.
     """
-    # bfloat16 is unknown to NumPy's files; float32 holds each of its values.
+    # NumPy's files have no bfloat16; float32 represents its values exactly.
     arrays = [
         np.asarray(leaf, np.float32 if leaf.dtype == jnp.bfloat16 else leaf.dtype)
         for leaf in jax.tree.leaves(session)
@@ -46,8 +46,13 @@ def save_session(path: Path, session: Session, model: str) -> None:
 def load_session(path: Path, like: Session, model: str) -> Session:
     """Reads a session.
 
+    Args:
+        path: of the file.
+        like: any session of the same model with one text, for its structure and dtypes.
+        model: fingerprint of the model.
+
     Raises:
-        UserError: the file is missing, not a session, or of another model.
+        UserError: the file is missing, is not a session, or belongs to another model.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -56,11 +61,11 @@ def load_session(path: Path, like: Session, model: str) -> Session:
     except FileNotFoundError as error:
         raise UserError(f"there is no session {path}") from error
     except Exception as error:
-        raise UserError(f"{path} is not a session that can be read") from error
+        raise UserError(f"{path} is not a readable session") from error
     if found != model:
         raise UserError(
-            f"the session {path} belongs to another model or another checkpoint of it; use the one "
-            "it was made with, or another --session"
+            f"the session {path} belongs to another model or another checkpoint; use the one it "
+            "was made with, or another --session"
         )
     leaves, structure = jax.tree.flatten(like)
     return structure.unflatten(

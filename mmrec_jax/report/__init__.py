@@ -1,4 +1,4 @@
-"""What a person reads of a run: the report page, plots, and the tables of the commands.
+"""Results of a run for people to read: the report page, plots, and tables of the commands.
 
-Nothing else in the package imports from here.
+No other part of mmrec_jax imports from this package.
 """

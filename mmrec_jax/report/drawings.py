@@ -1,4 +1,4 @@
-"""The pictures of a report, each drawn twice: for light and for dark pages."""
+"""Pictures of the report page, each drawn for light and dark and for wide and narrow pages."""
 
 import itertools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from mmrec_jax.report.run_log import RunLog
 
-BINS = 800  # of a curve: more steps than that are drawn as mean and range
+BINS = 800  # of a curve: with more steps, the mean and range of each bin are drawn
 
 _INK = {"light": "#1d2129", "dark": "#e4e6eb"}
 _PAPER = {"light": "#ffffff", "dark": "#16181d"}
@@ -26,9 +26,9 @@ _CYCLE = {
 
 
 class Picture(NamedTuple):
-    """A picture in both themes, for wide pages and for narrow ones."""
+    """A picture in both themes, for wide and for narrow pages."""
 
-    alt: str  # what it shows, for those who do not see it
+    alt: str  # description, also used as the caption
     light: Path
     dark: Path
     light_narrow: Path
@@ -38,14 +38,14 @@ class Picture(NamedTuple):
 def draw(
     folder: Path, name: str, alt: str, plot: Callable[[Figure, bool], None], height: float = 3.4
 ) -> Picture:
-    """Draws a figure as <name>.png, <name>-dark.png and both of them with -narrow.
+    """Draws a figure as <name>.png and <name>-dark.png, and each again as -narrow.png.
 
     Args:
-        folder: of the files.
-        name: of the files.
+        folder: where the files go.
+        name: stem of the file names.
         alt: what the picture shows.
-        plot: draws on a figure; told whether that is narrow.
-        height: inches.
+        plot: draws on a figure; its second argument is whether the figure is narrow.
+        height: of the figure, in inches.
     """
     paths = {}
     for theme, narrow in itertools.product(("light", "dark"), (False, True)):
@@ -80,7 +80,7 @@ def draw(
 
 
 def plot_losses(figure: Figure, log: RunLog) -> None:
-    """Training and validation loss over steps; best, resumes and an early stop marked."""
+    """Plots training and validation loss by step; marks the best evaluation and events."""
     axes = figure.add_subplot()
     _curve(axes, log.train["step"], log.train["loss"], label="training", color="C0")
     finite = [line for line in log.evaluations if np.isfinite(line["loss"])]
@@ -105,7 +105,7 @@ def plot_losses(figure: Figure, log: RunLog) -> None:
 
 
 def _limit(axes: Axes, log: RunLog) -> None:
-    """Keeps single spikes and the first steps from flattening all else."""
+    """Limits the y axis so that spikes and the first steps do not flatten the curves."""
     losses = log.train["loss"][np.isfinite(log.train["loss"])]
     if len(losses) > 20:
         low = min([losses.min(), *(line["loss"] for line in log.evaluations)])
@@ -138,13 +138,13 @@ def _mark_events(axes: Axes, log: RunLog) -> None:
 
 
 def plot_series(figure: Figure, log: RunLog, narrow: bool) -> None:
-    """Learning rate, gradient norm, tokens a second and waiting for data, over steps."""
+    """Plots learning rate, gradient norm, tokens per second and data wait by step."""
     panels = figure.subplots(*((4, 1) if narrow else (2, 2)), sharex=True).ravel()
     steps = log.train["step"]
     seconds = log.train["data_seconds"] * 1e3
     for axes, name, values in zip(
         panels,
-        ("learning rate", "gradient norm", "tokens per second", "wait for data (ms a step)"),
+        ("learning rate", "gradient norm", "tokens per second", "data wait (ms per step)"),
         (
             log.train["learning_rate"],
             log.train["grad_norm"],
@@ -166,19 +166,19 @@ def plot_series(figure: Figure, log: RunLog, narrow: bool) -> None:
 
 
 def plot_positions(figure: Figure, buckets: list[dict]) -> None:
-    """Loss by tokens of context: `first` and `loss` of each bucket."""
+    """Plots loss by tokens of context; each bucket has `first` and `loss`."""
     axes = figure.add_subplot()
     names = [f"{bucket['first']:,}" for bucket in buckets]
     axes.plot(names, [bucket["loss"] for bucket in buckets], "o-")
-    axes.set(xlabel="tokens of context, from", ylabel="loss (nats per token)")
+    axes.set(xlabel="tokens of context (bucket start)", ylabel="loss (nats per token)")
 
 
 def plot_half_lives(figure: Figure, half_life: np.ndarray) -> None:
-    """Half-lives of the recurrence, sorted; tokens, [layers, D]."""
+    """Plots the half-lives of the recurrence's channels, sorted; tokens, [layers, D]."""
     axes = figure.add_subplot()
     for layer, values in enumerate(half_life):
         axes.plot(np.sort(values), label=f"layer {layer}")
-    axes.set(xlabel="channels, sorted", ylabel="half-life (tokens)", yscale="log")
+    axes.set(xlabel="channels (sorted)", ylabel="half-life (tokens)", yscale="log")
     axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -186,7 +186,7 @@ def plot_half_lives(figure: Figure, half_life: np.ndarray) -> None:
 
 
 def plot_comparison(figure: Figure, logs: dict[str, RunLog]) -> None:
-    """Validation losses of several runs, and their training losses behind them."""
+    """Plots validation losses of several runs, with their training losses behind them."""
     axes = figure.add_subplot()
     for color, (name, log) in zip(itertools.cycle(f"C{i}" for i in range(6)), logs.items()):
         _curve(axes, log.train["step"], log.train["loss"], color=color, alpha=0.3)
@@ -199,11 +199,11 @@ def plot_comparison(figure: Figure, logs: dict[str, RunLog]) -> None:
     _limit(axes, every[0]._replace(train={"loss": losses}, evaluations=evaluations))
     axes.set_ylabel("loss (nats per token)")
     _steps_below(axes)
-    axes.legend(fontsize=9, title="validation (training behind)", title_fontsize=9)
+    axes.legend(fontsize=9, title="validation (training: faint)", title_fontsize=9)
 
 
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, alpha: float = 1.0, **style) -> None:
-    """A line; of many steps their means, and their range behind it."""
+    """Plots a line; with more than BINS points, the mean of each bin over its range."""
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
     if len(steps) > BINS:

@@ -1,4 +1,4 @@
-"""Evaluates a run: tables, eval.json and a picture of the loss by tokens of context."""
+"""Evaluates a run: tables, eval.json, and a plot of the loss by tokens of context."""
 
 import json
 import resource
@@ -22,19 +22,19 @@ from mmrec_jax.runs.workdir import open_run
 
 
 def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None) -> dict:
-    """Evaluates a checkpoint of a workdir, prints tables, writes eval.json and a picture.
+    """Evaluates a checkpoint of a run, prints tables, and writes eval.json and a plot.
 
     Args:
         path: the workdir.
-        checkpoint: best, latest, final or a step.
+        checkpoint: best, latest, final, or a step.
         split_name: validation or test.
         text: a UTF-8 file to evaluate instead of a split, read in constant memory.
 
     Returns:
-        What eval.json holds.
+        The contents of eval.json.
 
     Raises:
-        UserError: no such workdir, checkpoint or text, or nothing in it to predict.
+        UserError: the workdir, checkpoint or text is missing, or has nothing to predict.
     """
     run = open_run(path)
     step = run.checkpoints.resolve(checkpoint)
@@ -48,11 +48,11 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     params = run.params(step)
     eval_step = make_eval_step(run.config.model)
     batch_size = 1 if text else run.config.train.eval_batch_size
-    _compile(eval_step, params, run.config, batch_size)  # before the clock starts
+    _compile(eval_step, params, run.config, batch_size)  # so that compiling is not timed
     carried, fresh = (
         evaluate(eval_step, params, source(), run.config, carry) for carry in (True, False)
     )
-    # A text of its own is read as one; a split as it was while training.
+    # A text file is read with carried memory; a split, as validation reads it in training.
     result = carried if text or run.config.train.carry_memory else fresh
     values = {
         "workdir": str(path),
@@ -86,7 +86,7 @@ def _compile(eval_step, params, config: Config, batch_size: int) -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes this process has held: on the accelerator if there is one, else in memory."""
+    """Peak bytes held by this process: on the accelerator if there is one, else in main memory."""
     stats = jax.devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
@@ -111,9 +111,9 @@ def _print_table(values: dict) -> None:
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
         ("tokens per second", f"{values['tokens_per_second']:,.0f}"),
         ("parameters", f"{values['parameters']:,}"),
-        ("parameter bytes", f"{values['parameter_bytes']:,}"),
-        ("state bytes a text", f"{values['state_bytes']:,}"),
-        ("peak memory bytes", f"{values['peak_memory_bytes']:,}"),
+        ("bytes of parameters", f"{values['parameter_bytes']:,}"),
+        ("bytes of state per text", f"{values['state_bytes']:,}"),
+        ("peak bytes of memory", f"{values['peak_memory_bytes']:,}"),
     ):
         table.add_row(name, text)
     Console().print(table)
@@ -121,7 +121,7 @@ def _print_table(values: dict) -> None:
 
 def _print_positions(buckets: list[dict], seq_len: int) -> None:
     table = Table(title="loss by tokens of context")
-    for name in ("context", "tokens", "memory carried", f"fresh every {seq_len}"):
+    for name in ("context", "tokens", "carried memory", f"fresh every {seq_len}"):
         table.add_column(name, justify="right")
     for bucket in buckets:
         last = 2 * bucket["first"] - 1 if bucket["first"] else FIRST_BUCKET - 1

@@ -1,4 +1,4 @@
-"""What a report shows of a model itself: what it writes, what it remembers."""
+"""The report's view of the model itself: what it writes and what it remembers."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +19,12 @@ class Token(NamedTuple):
     """A token of the passage."""
 
     text: str
-    shade: str  # how many of the banks hold it at the end, from "0" to "1"; "" for none
+    shade: str  # share of the banks that hold it at the end, relative to the most; "" for none
     near: bool  # in short-term memory at the end
 
 
 class ModelParts(NamedTuple):
-    """Of one checkpoint."""
+    """What the report shows of one checkpoint."""
 
     samples: list[str]
     samples_note: str
@@ -35,10 +35,10 @@ class ModelParts(NamedTuple):
 
 
 def read_model(path: Path, step: int) -> ModelParts:
-    """Reads and writes with a checkpoint of a run.
+    """Evaluates, samples from and inspects a checkpoint of a run.
 
     Raises:
-        UserError: it, or the validation split, cannot be read.
+        UserError: the checkpoint or the validation split cannot be read.
     """
     lm, validation = load(path, str(step)), open_run(path).split("validation")
     lanes = lm.config.train.eval_batch_size * lm.config.train.seq_len
@@ -62,15 +62,15 @@ def read_model(path: Path, step: int) -> ModelParts:
     return ModelParts(
         samples=lm.generate([""] * SAMPLES, SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0),
         samples_note=(
-            f"Step {step:,}, temperature {TEMPERATURE:g}, {SAMPLE_TOKENS} tokens each from the "
+            f"Step {step:,}, temperature {TEMPERATURE:g}, {SAMPLE_TOKENS} tokens each, from the "
             "beginning of a document."
         ),
         passage=passage,
         passage_note=(
-            f"The first {len(tokens):,} tokens of the validation split, read from nothing. Shade: "
-            f"in how many of the {config.num_layers} x {config.num_heads} banks of "
-            f"{config.long_term} slots a token is held at the end (darkest: {most:.0%} of them). "
-            "Dotted: in short-term memory."
+            f"The first {len(tokens):,} tokens of the validation split, read from an empty state. "
+            f"Shading: the share of the {config.num_layers} x {config.num_heads} banks of "
+            f"{config.long_term} slots that hold a token at the end (darkest: {most:.0%}). "
+            "Dotted underline: in short-term memory."
         ),
         positions=[bucket._asdict() for bucket in result.by_position],
         half_life=inside.half_life,

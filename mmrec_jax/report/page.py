@@ -1,7 +1,7 @@
-"""report.html: a run, or several beside each other, as one page that opens from disk.
+"""The report page of one run or of several, report.html: a single file without dependencies.
 
-Pictures are PNG files in a folder `report` beside the page, and inside it, so that the page alone
-is enough. Whatever comes from a corpus or a config is escaped by the templates.
+Pictures are saved as PNG files in the folder `report` next to the page, and also embedded in it.
+The templates escape everything that comes from a corpus or a config.
 """
 
 import base64
@@ -25,18 +25,18 @@ from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.workdir import has_checkpoints, read_config
 
 _TONES = {"finished": "good", "diverged": "bad", "ended": "bad"}
-MOST_ROWS = 60  # of a table; of more, the first and the last ones are shown
+MOST_ROWS = 60  # of a table; a longer one shows only its first and last rows
 
 
 def write_report(path: Path, with_model: bool = True) -> Path:
-    """Writes report.html into a workdir, whatever became of the run.
+    """Writes report.html into a workdir, whatever the status of its run.
 
     Args:
         path: the workdir.
-        with_model: whether to use the best checkpoint: samples, memories, loss by context.
+        with_model: whether to show the best checkpoint: samples, memory, loss by context.
 
     Raises:
-        UserError: it is not a workdir, or cannot be written.
+        UserError: the folder is not a workdir, or cannot be written to.
     """
     config, log = read_config(path), read_log(path)
     steps, best_step, progress = _read_checkpoints(path)
@@ -56,7 +56,7 @@ def write_report(path: Path, with_model: bool = True) -> Path:
         pictures["series"] = drawings.draw(
             folder,
             "series",
-            "Learning rate, gradient norm, speed and waiting for data",
+            "Learning rate, gradient norm, tokens per second and data wait",
             lambda figure, narrow: drawings.plot_series(figure, log, narrow),
             height=5.0,
         )
@@ -97,10 +97,11 @@ def write_report(path: Path, with_model: bool = True) -> Path:
 
 
 def write_comparison(paths: list[Path], output: Path) -> Path:
-    """Writes a page that overlays several runs and shows where their configs differ.
+    """Writes a page that compares the losses of several runs and their configs.
 
     Raises:
-        UserError: a workdir that is not one, two of one name, or a file that cannot be written.
+        UserError: a folder is not a workdir, no run has recorded a step, or the folder of the
+            output cannot be written to.
     """
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
@@ -130,7 +131,7 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
     ]
     page = _render(
         "comparison.html.jinja",
-        title="Runs compared",
+        title="Comparison of runs",
         subtitle=", ".join(map(str, paths)),
         pictures=_embedded({"comparison": picture}),
         results=results,
@@ -151,12 +152,12 @@ _EPOCH_FORMATS = {
 
 
 def epoch_row(line: dict) -> tuple[str, ...]:
-    """An epoch's line of metrics.jsonl as it stands in the table."""
+    """A row of the epoch table, from an epoch's line of metrics.jsonl."""
     return tuple(format(line[name], _EPOCH_FORMATS.get(name, ".4f")) for name in EPOCH_NAMES)
 
 
 def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
-    """The figures that matter most."""
+    """The most important figures, as pairs of name and value."""
     finite = [line for line in log.evaluations if math.isfinite(line["loss"])]
     best = min(finite, key=lambda line: line["loss"], default=None)
     tokens = config.train.step_tokens * len(log.train["step"])
@@ -171,15 +172,15 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
         ("perplexity", f"{best['perplexity']:,.3f}" if best else unknown),
         ("token accuracy", f"{best['accuracy']:.2%}" if best else unknown),
         ("parameters", f"{sum(count_parameters(config.model).values()):,}"),
-        ("tokens trained on", _short(tokens)),
-        ("FLOPs of training", f"{tokens * count_flops(config).training:.3g}"),
-        ("time training", _duration(seconds)),
+        ("training tokens", _short(tokens)),
+        ("training FLOPs", f"{tokens * count_flops(config).training:.3g}"),
+        ("training time", _duration(seconds)),
         ("tokens per second", f"{np.median(speed):,.0f}" if len(speed) else unknown),
     ]
 
 
 def _what(path: Path, config: Config, log: RunLog) -> list[tuple[str, str]]:
-    """Corpus, tokenizer and what it grew from."""
+    """Corpus and tokenizer of a run, and its source if it was grown."""
     data = config.data
     which = {"text": data.path, "jsonl": data.path, "tfds": data.tfds_name}
     rows = [("corpus", f"{data.source} {which.get(data.source, '')}".strip())]
@@ -196,7 +197,7 @@ def _what(path: Path, config: Config, log: RunLog) -> list[tuple[str, str]]:
 
 
 def _starts(log: RunLog) -> list[tuple[str, list[tuple[str, str]]]]:
-    """When, where and how the run was started and last resumed."""
+    """When, where and how the run was started and most recently resumed."""
     events = [e for e in log.events if e["event"] in ("started", "resumed") and "time" in e]
     starts = []
     for event in events[:1] + events[1:][-3:]:
@@ -214,14 +215,14 @@ def _starts(log: RunLog) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _read_checkpoints(path: Path) -> tuple[list[int], int | None, dict]:
-    """Steps of the checkpoints, the best of them, and the progress saved with the last."""
+    """Steps of the checkpoints, the best step, and the progress saved with the last one."""
     if not has_checkpoints(path):
         return [], None, {}
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
     steps = checkpoints.steps()
     try:
         progress = checkpoints.progress(steps[-1])
-    except Exception:  # damaged, or deleted by a run that goes on
+    except Exception:  # damaged, or just deleted by a run in progress
         progress = {}
     return steps, checkpoints.best_step(), progress
 
@@ -242,9 +243,9 @@ def _checkpoint_table(
 
 
 def _read_model(path: Path, best_step: int | None, steps: list[int]):
-    """What the best checkpoint says, and notes on what is missing."""
+    """What the report shows of the best checkpoint, and notes on what is missing."""
     if not steps:
-        return None, ["Without a checkpoint there is nothing to show of the model itself."]
+        return None, ["Without a checkpoint, the model itself cannot be shown."]
     step = steps[-1] if best_step is None else best_step
     try:
         return read_model(path, step), []
@@ -257,7 +258,7 @@ def _draw_model(folder: Path, parts: ModelParts) -> dict[str, drawings.Picture]:
         "positions": drawings.draw(
             folder,
             "positions",
-            "Validation loss by tokens of context, memory carried",
+            "Validation loss by tokens of context, with carried memory",
             lambda figure, _: drawings.plot_positions(figure, parts.positions),
             height=3.0,
         ),
@@ -272,14 +273,14 @@ def _draw_model(folder: Path, parts: ModelParts) -> dict[str, drawings.Picture]:
 
 
 def _position_table(parts: ModelParts | None) -> list[tuple[str, ...]]:
-    rows = [("tokens of context, from", "tokens", "loss")]
+    rows = [("tokens of context (bucket start)", "tokens", "loss")]
     for bucket in parts.positions if parts else []:
         rows.append((f"{bucket['first']:,}", f"{bucket['tokens']:,}", f"{bucket['loss']:.4f}"))
     return rows
 
 
 def _shortened(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """A table with its middle left out where it is long."""
+    """A table, with its middle left out if it is long."""
     if len(rows) <= MOST_ROWS + 1:
         return rows
     half = MOST_ROWS // 2

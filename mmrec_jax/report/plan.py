@@ -1,4 +1,4 @@
-"""Tables of what a run will cost: train.py --dry_run."""
+"""Tables of the cost of a run, printed by train.py --dry_run."""
 
 from rich import box
 from rich.console import Console
@@ -10,23 +10,23 @@ from mmrec_jax.learning.cost import count_flops, count_memory, count_parameters
 
 
 def check_devices(config: Config, devices: int) -> None:
-    """Raises UserError where a batch cannot be divided evenly."""
+    """Raises UserError if the devices cannot divide a batch evenly."""
     batch_size = config.train.batch_size
     if devices < 1 or batch_size % devices:
         raise UserError(f"train.batch_size {batch_size} is not divisible by --devices={devices}")
 
 
 def print_plan(config: Config, devices: int, tokens: int, flops_per_second: float) -> None:
-    """Prints what a run costs.
+    """Prints the cost of a run.
 
     Args:
         config: of the run.
-        devices: among which memory and work are divided evenly.
-        tokens: to train on; 0 if the config is to say it.
-        flops_per_second: that one device reaches in training; 0 if it is not known.
+        devices: number of devices, which share memory and work evenly.
+        tokens: number of training tokens; 0 takes it from the config.
+        flops_per_second: FLOP/s that one device achieves in training; 0 if unknown.
 
     Raises:
-        UserError: a batch that the devices cannot divide.
+        UserError: the devices cannot divide a batch evenly.
     """
     train, model = config.train, config.model
     check_devices(config, devices)
@@ -37,27 +37,29 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
         f"L {model.num_layers}, H {model.num_heads}, K {model.head_dim}, S {model.short_term}, "
         f"C {model.chunk_len}, M {model.long_term}"
     )
-    table = _table("", "parameters", "share", "FLOPs a token")
+    table = _table("", "parameters", "share", "FLOPs per token")
     for part in dict.fromkeys([*parameters, *flops.forward]):
         count = parameters.get(part, 0)
         share = f"{count / total:.1%}" if count else ""
         of_part = f"{flops.forward[part]:,}" if part in flops.forward else ""
         table.add_row(part, f"{count:,}" if count else "", share, of_part)
     table.add_section()
-    table.add_row("all, forward", f"{total:,}", "100.0%", f"{forward:,}")
+    table.add_row("total, forward", f"{total:,}", "100.0%", f"{forward:,}")
     table.add_row("training", "", "", f"{flops.training:,}")
     Console().print(table)
 
     memory = count_memory(config)
     table = _table(
-        f"{train.batch_size} x {train.seq_len:,} tokens a step", "GB", f"GB a device, of {devices}"
+        f"{train.batch_size} x {train.seq_len:,} tokens per step",
+        "GB",
+        f"GB per device (of {devices})",
     )
-    for name, size in (*memory._asdict().items(), ("all", sum(memory))):
+    for name, size in (*memory._asdict().items(), ("total", sum(memory))):
         table.add_row(name, f"{size / 1e9:,.3f}", f"{size / devices / 1e9:,.3f}")
     Console().print(table)
     tokens = tokens or train.fixed_steps * train.step_tokens
     if not tokens:
-        print("how long it takes: give --tokens and --flops (a second, that one device reaches)")
+        print("for the training time, give --tokens and --flops (FLOP/s achieved by one device)")
         return
     work = tokens * flops.training
     line = f"{tokens:,} tokens: {work:.3g} FLOPs"
@@ -68,8 +70,8 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
 
 
 def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_second: float) -> None:
-    """Prints what each of several runs costs, in a line; arguments as of `print_plan`."""
-    table = _table("", "parameters", "FLOPs/token", "tokens a step", "GB", "days")
+    """Prints the cost of several runs, one per line; arguments as for `print_plan`."""
+    table = _table("", "parameters", "FLOPs/token", "tokens/step", "GB", "days")
     for config in configs:
         check_devices(config, devices)
         flops, memory, train = count_flops(config).training, count_memory(config), config.train
@@ -86,8 +88,8 @@ def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_seco
             days,
         )
     Console().print(table)
-    of_tokens = f"; days of {tokens:,} tokens" if tokens else ""
-    print(f"GB a device, of {devices}{of_tokens}")
+    of_tokens = f"; days for {tokens:,} tokens" if tokens else ""
+    print(f"GB per device (of {devices}){of_tokens}")
 
 
 def _days(work: float, devices: int, flops_per_second: float) -> float:

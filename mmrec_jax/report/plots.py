@@ -1,4 +1,4 @@
-"""Pictures of evaluations, memory and benchmarks; those of a report are in report/."""
+"""Plots of evaluations, memory and benchmarks; those of the report page are in drawings.py."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from mmrec_jax.data.sources.recall import TASKS, chance
 
 
 def draw_losses_by_position(buckets: list[dict], seq_len: int, workdir: Path) -> Path:
-    """Draws the loss by tokens of context as loss_by_position.png in the workdir.
+    """Draws the loss by tokens of context into loss_by_position.png in the workdir.
 
     Args:
         buckets: `by_position` of eval.json.
-        seq_len: how many tokens are read at once where memory is not carried.
-        workdir: the folder of the run.
+        seq_len: tokens of a window, after which memory that is not carried starts fresh.
+        workdir: of the run.
     """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     names = [_short(bucket["first"]) for bucket in buckets]
-    axes.plot(names, [bucket["loss"] for bucket in buckets], "o-", label="memory carried")
+    axes.plot(names, [bucket["loss"] for bucket in buckets], "o-", label="carried memory")
     axes.plot(
         names,
         [bucket["loss_not_carried"] for bucket in buckets],
         "s--",
-        label=f"memory fresh every {seq_len} tokens",
+        label=f"fresh memory every {seq_len} tokens",
     )
-    axes.set(xlabel="tokens of context, from", ylabel="loss (nats per token)")
+    axes.set(xlabel="tokens of context (bucket start)", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
     path = workdir / "loss_by_position.png"
@@ -40,11 +40,11 @@ def draw_losses_by_position(buckets: list[dict], seq_len: int, workdir: Path) ->
 
 
 def draw_curves(curves: dict, xlabel: str, path: Path) -> Path:
-    """Draws validation losses against what they cost.
+    """Draws validation loss against cost.
 
     Args:
-        curves: of each run, by name, the costs and the losses.
-        xlabel: what the costs are.
+        curves: costs and losses of each run, by name.
+        xlabel: label of the costs.
         path: the PNG file.
     """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -61,7 +61,7 @@ def draw_curves(curves: dict, xlabel: str, path: Path) -> Path:
 
 
 def draw_recall(results: list, path: Path) -> Path:
-    """Draws the share of right answers by length of the text, a panel a task.
+    """Draws the share of correct answers by length of the text, one panel per task.
 
     Args:
         results: `recall.RecallResult`s.
@@ -78,7 +78,7 @@ def draw_recall(results: list, path: Path) -> Path:
         axes.axhline(chance(task), color="gray", linestyle=":", label="chance")
         axes.set(title=task, xlabel="tokens", xscale="log", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("share of right answers")
+    panels[0].set_ylabel("share of correct answers")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -86,7 +86,7 @@ def draw_recall(results: list, path: Path) -> Path:
 
 
 def draw_half_lives(half_life: np.ndarray, path: Path) -> Path:
-    """Draws the half-life of every channel of the recurrence, sorted, a line a layer.
+    """Draws the half-life of every channel of the recurrence, sorted, one line per layer.
 
     Args:
         half_life: tokens, [layers, D] (`inspection.Inside`).
@@ -95,7 +95,7 @@ def draw_half_lives(half_life: np.ndarray, path: Path) -> Path:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for layer, values in enumerate(half_life):
         axes.plot(np.sort(values), label=f"layer {layer}")
-    axes.set(xlabel="channels, sorted", ylabel="half-life (tokens)", yscale="log")
+    axes.set(xlabel="channels (sorted)", ylabel="half-life (tokens)", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3)
@@ -108,14 +108,14 @@ def draw_half_lives(half_life: np.ndarray, path: Path) -> Path:
 def draw_saliency(
     tokens: Sequence[str], saliency: np.ndarray, kept: np.ndarray, path: Path, columns: int = 90
 ) -> Path:
-    """Draws a text coloured by saliency; what long-term memory keeps is framed.
+    """Draws a text colored by saliency, with frames around what long-term memory keeps.
 
     Args:
         tokens: the text of each token.
         saliency: s of one layer and head, [T].
         kept: which tokens are in long-term memory at the end, bool [T].
         path: the PNG file.
-        columns: characters a line.
+        columns: characters per line.
     """
     rows, row, column = [], 0, 0
     for token in tokens:

@@ -1,4 +1,4 @@
-"""Accuracy of recall by length of text: how long a trained model keeps facts in its memory."""
+"""Recall accuracy by length of text: how long a trained model keeps facts in memory."""
 
 import dataclasses
 import json
@@ -18,26 +18,26 @@ from mmrec_jax.runs.workdir import open_run
 
 @dataclasses.dataclass(frozen=True)
 class RecallResult:
-    """Of one run."""
+    """Result of the recall suite for one run."""
 
     workdir: str
     step: int
     trained_length: int  # tokens
-    state_bytes: int  # the model's memory of one text, whatever its length
-    questions: dict[str, int]  # by task: answers that were asked for at each length
-    accuracy: dict[str, list[float]]  # by task: for each of `multiples`
-    multiples: tuple[int, ...]  # lengths of the texts, in lengths trained on
+    state_bytes: int  # of the state per text, whatever its length
+    questions: dict[str, int]  # by task: number of answers asked for at each length
+    accuracy: dict[str, list[float]]  # by task: share of correct answers for each of `multiples`
+    multiples: tuple[int, ...]  # lengths of the texts, as multiples of the trained length
 
 
 def run_recall_suite(
     paths: list[Path], checkpoint: str, multiples: tuple[int, ...] = MULTIPLES
 ) -> list[RecallResult]:
-    """Evaluates runs of configs/recall.py; prints tables, writes recall.json and recall.png.
+    """Evaluates runs of configs/recall.py, prints tables, and writes recall.json and recall.png.
 
-    The files go into each workdir; in the first, the picture shows all runs.
+    Each workdir gets both files; the plot in the first one shows all runs.
 
     Raises:
-        UserError: a workdir is missing or of a run that was not trained on recall's texts.
+        UserError: a workdir is missing, or its run was not trained on recall texts.
     """
     runs = [open_run(path) for path in paths]
     for run in runs:
@@ -72,9 +72,9 @@ def run_recall_suite(
 
 
 def print_recall(result: RecallResult) -> None:
-    """A table of the share of right answers of one run."""
+    """Prints the share of correct answers of one run as a table."""
     table = Table(
-        title=f"{result.workdir}: share of right answers by tokens of the text\n"
+        title=f"{result.workdir}: share of correct answers by length of the text in tokens\n"
         f"trained on {result.trained_length} tokens; state of {result.state_bytes:,} bytes"
     )
     table.add_column("task")

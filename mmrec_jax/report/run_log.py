@@ -1,4 +1,4 @@
-"""What metrics.jsonl tells of a run, and how it stands."""
+"""Reads the log of a run (metrics.jsonl), and derives its status and a verdict on its fit."""
 
 import io
 import json
@@ -16,14 +16,14 @@ _COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "
 class RunLog(NamedTuple):
     """The lines of metrics.jsonl by kind, in order."""
 
-    train: dict[str, np.ndarray]  # of each number of a step, a column
+    train: dict[str, np.ndarray]  # one array per number logged at each step
     evaluations: list[dict]
     epochs: list[dict]
     events: list[dict]
 
 
 def read_log(workdir: Path) -> RunLog:
-    """Reads metrics.jsonl; none, or a last line that is half written, is no mistake."""
+    """Reads metrics.jsonl, which may be missing or end in a half-written line."""
     columns = {name: array("d") for name in _COLUMNS}
     others: dict[str, list[dict]] = {"evaluation": [], "epoch": [], "event": []}
     path = workdir / "metrics.jsonl"
@@ -43,19 +43,19 @@ def read_log(workdir: Path) -> RunLog:
 
 
 class Status(NamedTuple):
-    """How a run stands."""
+    """The status of a run."""
 
     kind: str  # finished, stopped early, diverged, running, interrupted, ended, not begun
     text: str
 
 
 def read_status(log: RunLog, workdir: Path, finished: str = "") -> Status:
-    """How a run stands.
+    """The status of a run.
 
     Args:
-        log: what it has recorded.
-        workdir: its folder, in which a process may train at this moment.
-        finished: why it has ended, as its last checkpoint says; "" if it has not.
+        log: its log.
+        workdir: its folder, in which a process may be training right now.
+        finished: why it finished, according to its last checkpoint; "" if it has not.
     """
     last = int(log.train["step"][-1]) if len(log.train["step"]) else 0
     starts = [event for event in log.events if event["event"] in ("started", "resumed")]
@@ -72,14 +72,14 @@ def read_status(log: RunLog, workdir: Path, finished: str = "") -> Status:
     if is_training(workdir):
         return Status("running", f"running: {of_total}")
     if event["event"] == "interrupted" and event["step"] >= last:
-        return Status("interrupted", f"interrupted by {reason} after {of_total}, and saved")
+        return Status("interrupted", f"interrupted by {reason} after {of_total}; state saved")
     if not last:
         return Status("not begun", "no step has been recorded yet")
-    return Status("ended", f"ended without a word after {of_total}: killed, or the machine stopped")
+    return Status("ended", f"ended unexpectedly after {of_total}: killed, or the machine stopped")
 
 
 class Verdict(NamedTuple):
-    """What training and validation loss say together."""
+    """A judgment of training and validation loss."""
 
     kind: str  # fitting, overfitting, plateau, too early
     text: str
@@ -87,7 +87,7 @@ class Verdict(NamedTuple):
 
 
 class GapRow(NamedTuple):
-    """An evaluation, and the training steps since the one before."""
+    """An evaluation, with the training steps since the previous one."""
 
     step: int
     training: float  # mean loss of those steps
@@ -98,19 +98,19 @@ class GapRow(NamedTuple):
         return self.validation - self.training
 
 
-OVERFITTING = 0.02  # share by which validation loss has risen above its best
-FLAT = 0.005  # share by which a loss has to fall to be falling
+OVERFITTING = 0.02  # relative rise of validation loss above its best that counts as overfitting
+FLAT = 0.005  # a loss that has fallen by less than this share counts as flat
 RULE = (
-    f"Overfitting: validation loss of the last evaluation is more than {OVERFITTING:.0%} above the "
-    "best, and training loss has gone on falling since. Plateau: over the last third of the "
-    f"evaluations neither loss has fallen by {FLAT:.1%}. Fitting: anything else. Training loss is "
-    "the mean of the steps since the evaluation before, with dropout, which evaluations are "
-    "without."
+    f"Overfitting: the last validation loss is more than {OVERFITTING:.0%} above the best, and "
+    "training loss has kept falling since then. Plateau: over the last third of the "
+    f"evaluations, neither loss has fallen by {FLAT:.1%}. Fitting: anything else. Training loss is "
+    "the mean over the steps since the previous evaluation, with dropout; evaluations do not use "
+    "dropout."
 )
 
 
 def gap_rows(log: RunLog) -> list[GapRow]:
-    """Training and validation loss side by side, a row an evaluation."""
+    """Training and validation loss side by side, one row per evaluation."""
     steps, losses = log.train["step"], log.train["loss"]
     rows, before = [], 0
     for line in log.evaluations:
@@ -122,11 +122,11 @@ def gap_rows(log: RunLog) -> list[GapRow]:
 
 
 def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> Verdict:
-    """The verdict of RULE.
+    """The verdict according to RULE.
 
     Args:
-        rows: of `gap_rows`.
-        steps_per_epoch: to name epochs as well as steps; 0 if it is not known.
+        rows: from `gap_rows`.
+        steps_per_epoch: for naming epochs as well as steps; 0 if unknown.
     """
 
     def since(step: int) -> str:
@@ -142,9 +142,9 @@ def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> Verdict:
         return Verdict(
             "overfitting",
             f"Overfitting {since(rows[best].step)}: validation loss is {risen:.1%} above its "
-            f"best, {rows[best].validation:.4f}, while training loss went on falling.",
-            "Use the best checkpoint. For a better one: more text, more dropout, a smaller model, "
-            "or train.patience to stop in time.",
+            f"best, {rows[best].validation:.4f}, while training loss kept falling.",
+            "Use the best checkpoint. For a better one, try more text, more dropout or a smaller "
+            "model; train.patience ends training in time.",
         )
     third = rows[-max(len(rows) // 3 + 1, 2) :]
     falling = [
@@ -156,7 +156,7 @@ def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> Verdict:
             "plateau",
             f"Plateau: {since(third[0].step)}, validation loss has fallen by "
             f"{max(falling[0], 0):.2%} and training loss by {max(falling[1], 0):.2%}.",
-            "More of the same will not help: another learning rate, a larger model "
+            "Training longer will not help. Try another learning rate, a larger model "
             "(config.init_from grows this one), or more text.",
         )
     if risen > OVERFITTING:
@@ -167,9 +167,9 @@ def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> Verdict:
         return Verdict("fitting", text, "Watch the next evaluations.")
     return Verdict(
         "fitting",
-        f"Fitting: validation loss {last.validation:.4f}, {last.gap:+.4f} from training loss, and "
-        "no lasting rise.",
-        "It may be trained for longer."
+        f"Fitting: validation loss {last.validation:.4f}, {last.gap:+.4f} relative to training "
+        "loss, with no lasting rise.",
+        "Training longer may still help."
         if falling[0] >= FLAT
         else "Validation loss is nearly flat: a larger model or more text would help more.",
     )

@@ -1,4 +1,4 @@
-"""What a run keeps on disk: its workdir, checkpoints, metrics, and how it was made.
+"""The files of a run: its workdir, checkpoints, metrics and provenance.
 
-Nothing here trains, and nothing here knows what the files will be used for.
+Nothing here trains or depends on what the files are used for.
 """

@@ -1,6 +1,6 @@
-"""Checkpoints, kept by Orbax: the newest few and the best, written while training goes on.
+"""Checkpoints in Orbax's format: the newest few and the best, written while training continues.
 
-Nothing else in the project imports Orbax.
+No other module imports Orbax.
 """
 
 import logging
@@ -20,19 +20,19 @@ from mmrec_jax.model.params import Params
 NAMES = ("best", "latest", "final")
 _METRIC = "validation_loss"
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs all that it also raises
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax also raises what it logs
 
 
 class Checkpoints:
-    """The checkpoints of a run: each a training state and its progress (a JSON object)."""
+    """The checkpoints of a run; each holds a training state and its progress (a JSON object)."""
 
     def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
-        """Opens, and unless read-only creates, a directory of checkpoints.
+        """Opens a directory of checkpoints; unless read-only, creates it if needed.
 
         Args:
-            directory: where they are.
-            keep: newest ones to keep besides the best.
-            read_only: never write or delete anything.
+            directory: of the checkpoints.
+            keep: number of newest checkpoints to keep besides the best.
+            read_only: whether to refrain from writing or deleting anything.
         """
         self.directory = directory.absolute()
         self._keep, self._read_only = keep, read_only
@@ -42,8 +42,8 @@ class Checkpoints:
         def loss(metrics):
             return metrics[_METRIC]
 
-        # A preservation policy overrides best_fn for what is kept, but only best_fn makes the
-        # manager write the metrics and know the best.
+        # The preservation policy overrides best_fn in deciding what is kept, but the manager
+        # needs best_fn to write the metrics and to find the best step.
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(self._keep),
@@ -71,24 +71,24 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the lowest validation loss."""
+        """The step with the lowest validation loss; None if no checkpoint has one."""
         return self._manager.best_step()
 
     def save(
         self, step: int, state: TrainState, progress: dict, best_loss: float | None = None
     ) -> None:
-        """Starts to save. The state may be donated as soon as this returns.
+        """Starts saving a checkpoint. The state may be donated as soon as this returns.
 
         Args:
             step: steps done.
             state: the training state.
-            progress: what belongs to it, for JSON.
+            progress: of the run at this step, as a JSON object.
             best_loss: the validation loss if it is the lowest so far, else None.
 
         Raises:
-            UserError: this or the save before it failed.
+            UserError: this save or the previous one failed.
         """
-        if jax.default_backend() == "cpu":  # where Orbax reads the very memory that is donated
+        if jax.default_backend() == "cpu":  # where Orbax reads from the donated memory
             state = jax.tree.map(jnp.copy, state)
         metrics = None if best_loss is None else {_METRIC: best_loss}
         try:
@@ -106,10 +106,10 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Returns when all is written.
+        """Waits until everything is written.
 
         Raises:
-            UserError: it could not be written.
+            UserError: something could not be written.
         """
         try:
             self._manager.wait_until_finished()
@@ -119,24 +119,24 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> UserError:
         good = [step for step in self._on_disk() if step.isdigit()]
-        last = f"the last good one is step {max(map(int, good))}" if good else "there is none yet"
+        last = f"the last good one is step {max(map(int, good))}" if good else "none is saved yet"
         return UserError(
-            f"could not save a checkpoint in {self.directory}: {_reason(error)}; {last}. Put it "
-            "right (is the disk full?) and run the same command again"
+            f"could not save a checkpoint in {self.directory}: {_reason(error)}; {last}. Fix "
+            "the problem (is the disk full?) and run the same command again"
         )
 
     def _on_disk(self) -> list[str]:
         return [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else []
 
     def resolve(self, name: str) -> int:
-        """The step that 'best', 'latest', 'final' or a number names.
+        """The step of a checkpoint, named by 'best', 'latest', 'final' or its step.
 
         Raises:
             UserError: there is no such checkpoint.
         """
         steps = self.steps()
         if not steps:
-            raise UserError(f"{self.directory} has no checkpoints; train first, with train.py")
+            raise UserError(f"{self.directory} has no checkpoints; train first with train.py")
         if name == "latest":
             return steps[-1]
         if name == "final":
@@ -144,7 +144,7 @@ class Checkpoints:
                 return steps[-1]
             raise UserError(
                 f"the run in {self.directory.parent} has not finished, so it has no final "
-                "checkpoint; use --checkpoint=latest or best, or go on training"
+                "checkpoint; use --checkpoint=latest or best, or continue training"
             )
         if name == "best":
             best = self.best_step()
@@ -156,17 +156,17 @@ class Checkpoints:
         if name.isdigit() and int(name) in steps:
             return int(name)
         raise UserError(
-            f"there is no checkpoint {name!r} in {self.directory}; there are "
+            f"there is no checkpoint {name!r} in {self.directory}; choose from "
             f"{', '.join(NAMES)} and the steps {', '.join(map(str, steps))}"
         )
 
     def progress(self, step: int) -> dict:
-        """What was saved beside the state."""
+        """The progress saved with a state."""
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args).progress
 
     def restore_params(self, step: int, like: Params) -> Params:
-        """The parameters of a step, in the structure, dtypes and places of `like`.
+        """The parameters of a step, with the structure, dtypes and placement of `like`.
 
         Raises:
             UserError: they cannot be read.
@@ -177,7 +177,7 @@ class Checkpoints:
             raise self._unreadable(step, error) from error
 
     def restore_state(self, step: int, like: TrainState) -> TrainState:
-        """The whole state of a step, in the structure, dtypes and places of `like`.
+        """The complete state of a step, with the structure, dtypes and placement of `like`.
 
         Raises:
             UserError: it cannot be read.
@@ -206,10 +206,10 @@ class Checkpoints:
     def restore_newest(
         self, like: TrainState, warn: Callable[[str], None]
     ) -> tuple[TrainState, dict] | None:
-        """State and progress of the newest readable checkpoint; None if there is none at all.
+        """State and progress of the newest readable checkpoint; None if there are no checkpoints.
 
-        Unreadable ones are moved aside, to `unreadable_checkpoints` in the workdir, each with a
-        line to `warn`.
+        Newer, unreadable ones are moved to `unreadable_checkpoints` in the workdir, and `warn`
+        gets a line about each.
 
         Raises:
             UserError: there are checkpoints, but none can be read.
@@ -236,12 +236,12 @@ class Checkpoints:
 
 
 def _nonempty(tree: Any) -> Any:
-    """A tree without its arrays of size zero (a memory without slots), which Orbax cannot save."""
+    """A tree without arrays of size zero (a memory without slots), which Orbax cannot save."""
     return jax.tree.map(lambda x: x if x.size else None, tree)
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause, short enough to read."""
+    """The first line of the innermost cause, shortened if it is long."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

@@ -1,4 +1,4 @@
-"""The numbers that a run writes down: metrics.jsonl and TensorBoard files."""
+"""The logged numbers of a run: metrics.jsonl and TensorBoard files."""
 
 import json
 import os
@@ -17,18 +17,18 @@ class MetricsWriter:
     """Appends to metrics.jsonl and to TensorBoard files."""
 
     def __init__(self, workdir: Path, resume_step: int):
-        """Opens both; lines of later steps than the one resumed from (-1: none) are dropped."""
+        """Opens both, and drops the lines of steps after `resume_step` (-1 drops all lines)."""
         path = workdir / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _is_kept(line, resume_step)]
             write_text(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)  # a report may read while the run goes on
-        # EventsWriter rather than SummaryWriter, whose thread dies of a full disk and is then
-        # waited for without end.
+        self._file = path.open("a", buffering=1)  # a report may read it during the run
+        # EventsWriter rather than SummaryWriter: a full disk kills the thread of the latter, and
+        # closing it then waits forever.
         events = workdir / "tensorboard"
         events.mkdir(exist_ok=True)
         self._tensorboard = EventsWriter(str(events / "events"), filename_suffix=f".{os.getpid()}")
-        if resume_step > 0:  # TensorBoard forgets what an earlier process wrote from this step on
+        if resume_step > 0:  # TensorBoard drops what an earlier process wrote from this step on
             start = SessionLog(status=SessionLog.START)
             self._event(resume_step + 1, session_log=start)
 
@@ -36,7 +36,7 @@ class MetricsWriter:
         self._tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """One line, and a scalar `kind/name` for each number in it."""
+        """Writes a line, and unless it is an event, a scalar `kind/name` for each number in it."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         scalars = [
             Summary.Value(tag=f"{kind}/{name}", simple_value=value)

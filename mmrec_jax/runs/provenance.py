@@ -1,4 +1,4 @@
-"""What a run was made with: command, machine, versions, revision of the code."""
+"""The provenance of a run: command, machine, versions and revision of the code."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def provenance() -> dict:
-    """Of this process, for JSON."""
+    """The provenance of this process, as a JSON object."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "revision": _revision(),
@@ -42,7 +42,7 @@ def _processor() -> str:
 
 
 def _revision() -> str:
-    """The git revision of this code, with a + where files were changed; '' outside of git."""
+    """The git revision of this code, with a + if files have changed; '' outside git."""
 
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent

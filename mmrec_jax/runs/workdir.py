@@ -1,6 +1,6 @@
-"""The folder of a run: all that is needed to resume, evaluate or use it.
+"""The workdir, the folder of a run: everything needed to resume, evaluate or use it.
 
-config.json  tokenizer.json  data.json  data/ (tokens of the validation and the test split)
+config.json  tokenizer.json  data.json  data/ (tokens of the validation and test splits)
 checkpoints/  metrics.jsonl  tensorboard/  report.html  report/  eval.json  training.lock
 """
 
@@ -25,7 +25,7 @@ from mmrec_jax.runs.checkpoints import Checkpoints
 
 
 class Run(NamedTuple):
-    """A run that has been started, opened for reading."""
+    """An existing run, opened for reading."""
 
     path: Path
     config: Config
@@ -53,7 +53,7 @@ class Run(NamedTuple):
             prepared = open_prepared(self.path / "data", check=True)
         except Damaged as damage:
             raise UserError(
-                f"{damage}; the same train.py command, with the same text, writes it again"
+                f"{damage}; to restore it, run the same train.py command on the same text"
             ) from damage
         split = open_split(prepared.splits[name], prepared.tokenizer)
         if not split.num_bytes:
@@ -79,16 +79,16 @@ def open_run(path: Path) -> Run:
 
 
 def has_checkpoints(path: Path) -> bool:
-    """Whether a whole checkpoint is in a workdir."""
+    """Whether a workdir has a complete checkpoint."""
     return any((path / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA"))
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """While this process trains in a workdir no other can.
+    """Keeps other processes from training in a workdir.
 
     Raises:
-        UserError: another one does.
+        UserError: another process is training in it.
     """
     lock = _lock(path)
     try:
@@ -102,13 +102,13 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_training(path: Path) -> bool:
-    """Whether a process trains in a workdir at this moment."""
+    """Whether a process is training in a workdir right now."""
     lock = _lock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         return True
-    except OSError:  # a workdir that cannot be written
+    except OSError:  # a workdir that cannot be written to
         return False
     lock.release()
     return False
@@ -119,10 +119,10 @@ def _lock(path: Path) -> filelock.FileLock:
 
 
 def check_config(path: Path, config: Config) -> None:
-    """Checks, before anything is read or written, that a workdir is free or of this very config.
+    """Checks, before anything is read or written, that a workdir is free or has this config.
 
     Raises:
-        UserError: it belongs to another config, or is a folder of something else.
+        UserError: it belongs to another config, or the folder is not a workdir.
     """
     if (path / "config.json").exists():
         different = differences(read_config(path), config)
@@ -136,10 +136,10 @@ def check_config(path: Path, config: Config) -> None:
 
 
 def prepare(path: Path, config: Config, dataset: Dataset) -> None:
-    """Makes a workdir for a run, or checks that the data of the one there is the same.
+    """Creates the workdir of a run, or checks that an existing one has the same data.
 
     Raises:
-        UserError: the workdir was started on another corpus, or cannot be made.
+        UserError: the workdir was started on another corpus, or cannot be created.
     """
     tokenizer = dataset.tokenizer.to_json()
     tokens = {name: getattr(dataset, name).num_tokens for name in SPLITS}
@@ -151,22 +151,22 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
         ):
             if not same:
                 raise UserError(
-                    f"{path} belongs to a run with another {name}: the text has changed since; "
-                    "use another --workdir, or bring the old text back"
+                    f"{path} belongs to a run with another {name}: the text has changed; "
+                    "use another --workdir, or restore the old text"
                 )
     try:
         path.mkdir(parents=True, exist_ok=True)
         if dataset.prepared is not None:
             copy_splits(dataset.prepared, HELD_OUT, path / "data")
     except OSError as error:
-        raise UserError(f"cannot make the workdir {path}: {error.strerror}") from error
+        raise UserError(f"cannot create the workdir {path}: {error.strerror}") from error
     if (path / "config.json").exists():
         return
     write_text(path / "tokenizer.json", tokenizer)
     write_text(path / "data.json", json.dumps(data, indent=2) + "\n")
     for leftover in filter(is_leftover, path.iterdir()):
         leftover.unlink(missing_ok=True)
-    # Last: a folder with a config.json is a whole workdir.
+    # Written last: config.json marks a complete workdir.
     write_text(path / "config.json", config.to_json())
 
 
@@ -177,7 +177,7 @@ def read_config(path: Path) -> Config:
         UserError: the folder is missing, not a workdir, or damaged.
     """
     if not path.is_dir():
-        raise UserError(f"there is no workdir {path}; train first, or name another --workdir")
+        raise UserError(f"there is no workdir {path}; train first, or use another --workdir")
     if not (path / "config.json").exists():
         raise UserError(f"{path} is not a workdir: it has no config.json; train first")
     try:
@@ -187,7 +187,7 @@ def read_config(path: Path) -> Config:
 
 
 def _is_unfinished_workdir(path: Path) -> bool:
-    """Empty, or with nothing but what `prepare` writes before config.json."""
+    """Whether a folder holds nothing but what `prepare` writes before config.json."""
     written = {"data", "data.partial", "tokenizer.json", "data.json"}
     names = {entry.name for entry in path.iterdir() if not is_leftover(entry)}
     return names <= written

@@ -1,4 +1,4 @@
-"""A run from its first step to its last: the loop, its hooks, growing, the ladder, the display.
+"""Training from the first step to the last: loop, hooks, growth, ladder and display.
 
-The arithmetic is in `learning`, the files are in `runs`. Reports are written by the commands.
+The arithmetic is in `learning`, and the files are in `runs`. The commands write the reports.
 """

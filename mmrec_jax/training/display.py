@@ -1,4 +1,4 @@
-"""What training shows: a progress bar on a terminal, plain lines elsewhere, a table of epochs."""
+"""Output of training: a progress bar in a terminal, plain lines elsewhere, epochs as a table."""
 
 import itertools
 import sys
@@ -28,23 +28,23 @@ _COLUMNS = (
 )
 
 
-SHOWN_EPOCHS = 5  # on a terminal
+SHOWN_EPOCHS = 5  # in a terminal
 _FIRST_TO_GO = ("min", "max", "seconds", "first", "last", "steps", "change %", "accuracy")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE_WIDTH = 60
 
 
 class Display:
-    """Prints a run as it goes.
+    """Prints the progress of a run.
 
-    On a terminal: the last epochs as a table, training loss as a curve and a bar, at the bottom of
-    the screen. Elsewhere lines, which a log file keeps well.
+    In a terminal, the bottom of the screen shows the last epochs as a table, the training loss as
+    a curve, and a progress bar. Elsewhere plain lines are printed, which suit a log file.
     """
 
     def __init__(
         self, total_steps: int, first_step: int, log_every: int, epochs: Sequence[dict] = ()
     ):
-        """`epochs`: rows of those that an earlier process has shown."""
+        """`epochs`: rows of the epochs that earlier processes have shown."""
         self._console = Console()
         self._total, self._log_every = total_steps, log_every
         self._header_printed = False
@@ -77,14 +77,14 @@ class Display:
         return Group(*parts, self._progress)
 
     def say(self, text: str) -> None:
-        """A line, above the bar where there is one."""
+        """Prints a line, above the progress bar if there is one."""
         if self._live is None:
             print(text, flush=True)
         else:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, rate: float, tokens: int, seconds: float) -> None:
-        """Shows a step done: its loss and learning rate, and the tokens and mean seconds of one."""
+        """Shows a finished step: loss, learning rate, tokens per step and mean seconds per step."""
         if self._live is not None:
             self._losses.append(loss)
             self._progress.update(
@@ -102,7 +102,7 @@ class Display:
             )
 
     def epoch_row(self, values: dict[str, Any]) -> None:
-        """A row of the table, named as the columns."""
+        """Adds a row to the table of epochs; `values` has a value for each column."""
         self._epochs.append(values)
         if self._live is not None:
             return
@@ -121,7 +121,7 @@ class Display:
 
 
 def epoch_table(epochs: Sequence[dict], width: int) -> Table:
-    """Epochs as a table that is no wider than the terminal: what matters least goes first."""
+    """Epochs as a table no wider than the terminal; drops the least important columns first."""
     columns = list(_COLUMNS)
     for name in _FIRST_TO_GO:
         if sum(column[2] + 1 for column in columns) > width:
@@ -135,14 +135,14 @@ def epoch_table(epochs: Sequence[dict], width: int) -> Table:
 
 
 def binned(values: Sequence[float], most: int) -> list[float]:
-    """Means of at most so many stretches of equal length."""
+    """Means over stretches of equal length, at most `most` of them."""
     edges = [len(values) * index // most for index in range(most + 1)]
     stretches = [values[first:last] for first, last in itertools.pairwise(edges)]
     return [sum(stretch) / len(stretch) for stretch in stretches if stretch]
 
 
 def curve(values: Sequence[float]) -> str:
-    """A curve in one line of text, from the lowest value to the highest."""
+    """A curve as one line of text, scaled from the lowest value to the highest."""
     low, high = min(values), max(values)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0
     return "".join(_BLOCKS[round((value - low) * scale)] for value in values)

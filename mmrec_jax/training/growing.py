@@ -1,4 +1,4 @@
-"""The start of a run that grows from the model of another one (Config.init_from)."""
+"""The start of a run whose model grows from that of another run (Config.init_from)."""
 
 import dataclasses
 from pathlib import Path
@@ -23,19 +23,19 @@ from mmrec_jax.runs.workdir import Run, open_run
 
 
 class Source(NamedTuple):
-    """A trained model that another one can grow from."""
+    """A run whose trained model another one can grow from."""
 
     run: Run
     step: int  # of the checkpoint
-    notes: list[str]  # what the grown model will see differently
+    notes: list[str]  # on what the grown model sees differently
 
 
 def open_source(config: Config, tokenizer: Tokenizer) -> Source:
-    """The model that a run is to grow from, checked before anything is written.
+    """The source that a run grows from, checked before anything is written.
 
     Raises:
-        UserError: there is no such run or checkpoint, its model cannot grow into this one, or its
-            tokens mean something else.
+        UserError: the run or checkpoint does not exist, its model cannot grow into this one, or
+            its token ids stand for other tokens.
     """
     run = open_run(Path(config.init_from))
     step = run.checkpoints.resolve(config.growth.checkpoint)
@@ -46,18 +46,18 @@ def open_source(config: Config, tokenizer: Tokenizer) -> Source:
             index for index, pair in enumerate(zip(old, new, strict=False)) if len(set(pair)) > 1
         ]
         raise UserError(
-            f"the tokenizer of {run.path} is not the beginning of this run's: id "
-            f"{differs[0] if differs else len(new)} is another token. Use its own, with "
+            f"this run's tokenizer does not start with the tokens of {run.path}: id "
+            f"{differs[0] if differs else len(new)} is another token. Use the source's, with "
             f"--config.data.tokenizer={run.path}/tokenizer.json"
         )
     return Source(run, step, notes)
 
 
 def parents(old: Tokenizer, new: Tokenizer, old_size: int, new_size: int) -> list[tuple[int, ...]]:
-    """For each row that a grown embedding adds, the rows whose mean it starts as (`grow`).
+    """For each row that growth adds to the embedding, the rows whose mean it starts as (`grow`).
 
-    A merge starts as the two it merges. What stands for nothing yet, as what stood for nothing
-    before: those rows have learned to be unlikely.
+    A merged token starts as the mean of the two it merges. A row without a token starts as the
+    mean of the old rows without a token, which have learned to be unlikely.
     """
     merges = new.merges() if isinstance(new, SubwordTokenizer) else {}
     unused = tuple(range(old.vocab_size, old_size))
@@ -73,7 +73,7 @@ def grown_state(
     """The state before the first step of a run that grows from a source.
 
     Raises:
-        UserError: its checkpoint cannot be read.
+        UserError: the checkpoint of the source cannot be read.
     """
     growth, old, new = config.growth, source.run.config.model, config.model
     key = jax.random.key(config.train.seed)
@@ -103,7 +103,7 @@ def grown_state(
 
 
 def slower_old_part(config: Config) -> optax.GradientTransformation:
-    """Multiplies the updates of what a grown model has from its source by `growth.old_rate`."""
+    """Multiplies the updates of the parameters that come from the source by `growth.old_rate`."""
     source = open_run(Path(config.init_from)).config.model
     old = is_old(source, config.model, config.growth.placement)
     return slower_where(old, config.growth.old_rate)
@@ -111,7 +111,7 @@ def slower_old_part(config: Config) -> optax.GradientTransformation:
 
 def _restore_opt_state(source: Source) -> optax.OptState:
     config = source.run.config
-    # Of the schedule and the rates only the structure of the state matters here.
+    # Only the structure of the state matters here, not the schedule or the rates.
     schedule = learning_rate_schedule(config.train, config.train.warmup_steps + 1)
     optimizer = make_optimizer(config.train, schedule)
     if config.init_from and config.growth.old_rate != 1:
@@ -129,13 +129,13 @@ def _adam(opt_state: optax.OptState) -> optax.ScaleByAdamState:
 
 
 def compare(source: Source, config: Config, params: Params, dataset: Dataset) -> EvalResult:
-    """Prints the validation loss of the source beside that of the grown model.
+    """Prints the validation loss of the source next to that of the grown model.
 
-    Both read in the same windows. Where the vocabulary grows, the grown model is shown twice: on
-    the source's tokens, without the new ones, which is exact; and on its own, with all of them.
+    Both read windows of the same length. If the vocabulary grows, the grown model has two rows: on
+    the source's tokens, without the new ones, where growth is exact; and on all of its own tokens.
 
     Returns:
-        That of the grown model on the run's own tokens.
+        The evaluation of the grown model on its own tokens.
     """
     run = source.run
     old, new = run.config.model, config.model

@@ -1,8 +1,9 @@
-"""What happens after a training step. Each hook is one concern, called with every step in turn.
+"""Hooks: what happens after a training step. Each hook handles one concern.
 
-A hook is `hook(moment)`. It reads the moment, and may leave something in it for the hooks after it,
-so their order matters: numbers are fetched and checked before anything is evaluated, and all is
-evaluated and logged before anything is saved. `loop.py` has the list.
+After every step, the hooks are called in order as `hook(moment)`. A hook reads the moment and may
+leave results in it for later hooks, so the order matters: numbers are fetched and checked before
+anything is evaluated, and everything is evaluated and logged before anything is saved. `loop.py`
+has the list.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ class Due(NamedTuple):
     end_of_epoch: bool = False
     checkpoint: bool = False
     end_of_training: bool = False
-    stop: int | None = None  # the signal that asked for it
+    stop: int | None = None  # the stop signal received, if any
 
     @property
     def anything(self) -> bool:
@@ -40,7 +41,7 @@ class Due(NamedTuple):
 
 
 class Timetable(NamedTuple):
-    """When something is due, in steps."""
+    """When evaluations, ends of epochs and checkpoints are due, in steps."""
 
     total_steps: int
     steps_per_epoch: int
@@ -48,7 +49,7 @@ class Timetable(NamedTuple):
     checkpoint_every: int
 
     def due(self, step: int, stop: int | None) -> Due:
-        """What has to happen after `step` steps, a signal to stop being `stop`."""
+        """What has to happen after `step` steps; `stop` is the stop signal received, if any."""
         last = step == self.total_steps
         end_of_epoch = last or step % self.steps_per_epoch == 0
         in_between = self.eval_every > 0 and step % self.eval_every == 0
@@ -66,13 +67,13 @@ class Numbers(NamedTuple):
 
     step: int
     metrics: dict[str, float]  # fields of StepMetrics
-    seconds: float  # since the numbers before, evaluations and checkpoints not counted
-    data_seconds: float  # of these, spent waiting for the batch
+    seconds: float  # since the previous numbers, without evaluations and checkpoints
+    data_seconds: float  # the part spent waiting for the batch
 
 
 @dataclasses.dataclass
 class Moment:
-    """A step that has been dispatched, and what the hooks have found out since."""
+    """A step that has been dispatched, and what the hooks have found since."""
 
     step: int  # steps done
     state: TrainState
@@ -81,7 +82,7 @@ class Moment:
     data_seconds: float = 0.0  # spent waiting for the batch
     numbers: list[Numbers] = dataclasses.field(default_factory=list)
     evaluation: EvalResult | None = None
-    improvement: float = 0.0  # of the evaluation on the best before it, nats; inf: the first
+    improvement: float = 0.0  # of the evaluation over the previous best, nats; inf: the first
 
     @property
     def is_best(self) -> bool:
@@ -90,7 +91,7 @@ class Moment:
 
 
 class Journal(NamedTuple):
-    """Where the hooks of a run leave what they find."""
+    """Where the hooks of a run record what they find."""
 
     progress: Progress
     metrics: MetricsWriter
@@ -102,7 +103,7 @@ Hook = Callable[[Moment], None]
 
 
 class FetchNumbers:
-    """Fetches the metrics of a step while the next step runs; at once where anything is due."""
+    """Fetches a step's metrics while the next step runs, or immediately if anything is due."""
 
     def __init__(self):
         self._pending: Moment | None = None
@@ -114,7 +115,7 @@ class FetchNumbers:
         self._pending = None if moment.due.anything else moment
 
     def restart_clock(self, moment: Moment) -> None:
-        """A hook to come last: what was due does not count as time spent training."""
+        """The last hook: keeps the time spent on what was due out of the training time."""
         if moment.due.anything:
             self._clock = time.perf_counter()
 
@@ -127,13 +128,13 @@ class FetchNumbers:
 
 
 class StopIfNotFinite:
-    """Ends the run where the loss or the gradient is not finite, before anything is saved."""
+    """Ends the run if the loss or the gradient is not finite, before anything is saved."""
 
     def __init__(self, journal: Journal):
         self._journal = journal
 
     def __call__(self, moment: Moment) -> None:
-        """Raises UserError."""
+        """Raises UserError if a number is not finite."""
         for numbers in moment.numbers:
             for key, name in (("loss", "loss"), ("grad_norm", "gradient norm")):
                 if not math.isfinite(numbers.metrics[key]):
@@ -145,7 +146,7 @@ class StopIfNotFinite:
         metrics.flush()
         checkpoints.wait()
         steps = checkpoints.steps()
-        good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is none saved"
+        good = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint exists"
         raise UserError(
             f"the {name} of step {step} is not finite; {good}. Try a lower train.learning_rate, a "
             "longer train.warmup_steps or a smaller train.clip_norm, in a new --workdir"
@@ -165,7 +166,7 @@ class CountSteps:
 
 
 class LogSteps:
-    """Writes each step to metrics.jsonl and shows it."""
+    """Logs each step to metrics.jsonl and displays it."""
 
     def __init__(self, journal: Journal, schedule: optax.Schedule, step_tokens: int):
         self._journal, self._schedule, self._step_tokens = journal, schedule, step_tokens
@@ -189,7 +190,7 @@ class LogSteps:
 
 
 class Evaluate:
-    """Evaluates where that is due."""
+    """Runs an evaluation when one is due."""
 
     def __init__(self, evaluate: Callable[[TrainState], EvalResult]):
         self._evaluate = evaluate
@@ -200,7 +201,7 @@ class Evaluate:
 
 
 class KeepBest:
-    """Logs each evaluation, and remembers the best."""
+    """Logs each evaluation and remembers the best one."""
 
     def __init__(self, journal: Journal):
         self._progress, self._metrics = journal.progress, journal.metrics
@@ -217,7 +218,7 @@ class KeepBest:
 
 
 class StopEarly:
-    """Ends the run after `patience` evaluations in a row that were no improvement."""
+    """Ends the run after `patience` evaluations in a row without improvement."""
 
     def __init__(self, journal: Journal, patience: int, min_improvement: float):
         self._progress, self._metrics = journal.progress, journal.metrics
@@ -243,7 +244,7 @@ class StopEarly:
 
 
 class EndEpoch:
-    """Logs and shows an epoch when it ends."""
+    """Logs and displays an epoch when it ends."""
 
     def __init__(self, journal: Journal, step_tokens: int):
         self._journal, self._step_tokens = journal, step_tokens
@@ -278,7 +279,7 @@ class Finish:
     """Ends the run after its last step."""
 
     def __init__(self, journal: Journal, all_of: str):
-        """`all_of`: what is done then: "epochs", or so many steps."""
+        """`all_of`: what has then been done: "epochs", or for example "1,000 steps"."""
         self._progress, self._metrics, self._all_of = journal.progress, journal.metrics, all_of
 
     def __call__(self, moment: Moment) -> None:
@@ -290,7 +291,7 @@ class Finish:
 
 
 class SaveCheckpoint:
-    """Saves where that is due, where a model is the best so far, and at the end."""
+    """Saves when a checkpoint is due, after a stop signal or a new best, and at the end."""
 
     def __init__(self, journal: Journal):
         self._journal = journal
@@ -305,18 +306,18 @@ class SaveCheckpoint:
 
 
 class StopOnSignal:
-    """Ends the process after SIGTERM or Ctrl-C, once the step is saved."""
+    """Ends the process after SIGTERM or Ctrl-C, once the checkpoint is saved."""
 
     def __init__(self, journal: Journal):
         self._journal = journal
 
     def __call__(self, moment: Moment) -> None:
-        """Raises Interrupted."""
+        """Raises Interrupted after a stop signal, unless the run has finished."""
         progress, metrics, display, checkpoints = self._journal
         if moment.due.stop is None or progress.finished:
             return
         checkpoints.wait()
         name = signal.Signals(moment.due.stop).name
         metrics.write("event", moment.step, event="interrupted", reason=name)
-        display.say(f"{name}: saved step {moment.step}; run the same command again to go on")
+        display.say(f"{name}: saved step {moment.step}; run the same command again to resume")
         raise Interrupted(moment.due.stop)

@@ -1,7 +1,7 @@
-"""A ladder: models of growing size, each started from the one before (configs/ladder.py).
+"""A ladder: models of increasing size, each grown from the one before (configs/ladder.py).
 
-Every rung is a run of its own, in a folder of the ladder's workdir; nothing else is kept. So a
-ladder resumes as its runs do: what has finished is passed over, what was interrupted goes on.
+Every rung is a separate run in a folder of the ladder's workdir, and a ladder has no other state.
+It therefore resumes as its runs do: finished rungs are skipped, and an interrupted one resumes.
 """
 
 import itertools
@@ -25,14 +25,14 @@ from mmrec_jax.training.loop import train
 
 
 class Rung(NamedTuple):
-    """A line of the table that a ladder ends with."""
+    """A row of the table printed at the end of a ladder."""
 
     rung: str
     parameters: int
-    tokens: int  # trained on
-    flops: int  # of training on them
-    start_loss: float | None  # of validation, as it was grown; None: it was not
-    end_loss: float  # the best
+    tokens: int  # of training
+    flops: int  # of training
+    start_loss: float | None  # validation loss right after growth; None if it was not grown
+    end_loss: float  # best validation loss
 
 
 def is_ladder(mapping: Mapping[str, Any] | ml_collections.ConfigDict) -> bool:
@@ -46,13 +46,13 @@ def rung_configs(
     """The configs of a ladder's runs, from the smallest to the largest.
 
     Args:
-        mapping: `name`, `rungs` (names of sections, in order), `data`, which all share, and for
-            each rung a section with `model`, `train` and `growth`.
+        mapping: `name`, `rungs` (names of sections, in order), `data` (shared by all rungs), and
+            for each rung a section with `model`, `train` and `growth`.
         path: the workdir of the ladder.
 
     Raises:
-        UserError: a rung without a section, a rung that cannot grow from the one before, or any
-            mistake in a config.
+        UserError: a rung has no section or cannot grow from the one before, or a config is
+            invalid.
     """
     if isinstance(mapping, ml_collections.ConfigDict):
         mapping = mapping.to_dict()
@@ -88,11 +88,11 @@ def climb(
     Args:
         configs: of the rungs, from the smallest to the largest.
         path: the workdir of the ladder.
-        after_run: called with the workdir of each rung whose training ends now.
+        after_run: called with the workdir of each rung that this call has trained to its end.
 
     Raises:
-        UserError: as `training.loop.train`.
-        Interrupted: likewise; the same command goes on from there.
+        UserError: as in `training.loop.train`.
+        Interrupted: likewise; the same command resumes from there.
     """
     for index, config in enumerate(configs, start=1):
         grown = f", grown from {config.init_from}" if config.init_from else ""

@@ -31,7 +31,7 @@ from mmrec_jax.training.signals import StopSignals
 
 
 class Run(NamedTuple):
-    """What a run is, made from its config before anything is written."""
+    """Everything a run needs, made from its config before anything is written."""
 
     config: Config
     path: Path  # the workdir
@@ -40,23 +40,23 @@ class Run(NamedTuple):
     total_steps: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
-    source: Source | None  # what the model grows from where there is no checkpoint yet
+    source: Source | None  # what the model grows from, if there is no checkpoint yet
 
 
 def train(config: Config, path: Path, profile: bool = False) -> bool:
-    """Trains a model in a workdir, from where an earlier call left off if there was one.
+    """Trains a model in a workdir, resuming from the last checkpoint if there is one.
 
     Args:
         config: of the run.
         path: the workdir.
-        profile: whether to record a few steps as a trace, in the folder `profile` of the workdir.
+        profile: whether to record a trace of a few steps in the folder `profile` of the workdir.
 
     Returns:
-        Whether there was anything to do: false where an earlier call had trained to the end.
+        Whether there was anything to do: false if the run had already finished.
 
     Raises:
-        UserError: bad input, a workdir of another run, a loss that is not finite, a full disk.
-        Interrupted: SIGTERM or Ctrl-C, after the state was saved.
+        UserError: bad input, a workdir of another run, a loss that is not finite, or a full disk.
+        Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
     run = plan_run(config, path)
     workdirs.prepare(path, config, run.dataset)
@@ -66,7 +66,7 @@ def train(config: Config, path: Path, profile: bool = False) -> bool:
         if progress.finished:
             print(
                 f"{path} has finished at step {state.step} ({progress.finished}): nothing to do. "
-                f"Best validation loss {progress.best}. To train anew, name another --workdir."
+                f"Best validation loss {progress.best}. To train again, use another --workdir."
             )
             return False
         _introduce(run, state)
@@ -84,7 +84,7 @@ def train(config: Config, path: Path, profile: bool = False) -> bool:
 def _train(
     run: Run, state: TrainState, journal: Journal, signals: StopSignals, profile: bool
 ) -> None:
-    """The loop itself, until the run has finished or is interrupted."""
+    """Runs the loop until the run has finished or is interrupted."""
     train, first_step = run.config.train, int(state.step)
     train_step = make_train_step(run.config, run.optimizer)
     train_step = train_step.lower(state, run.batches[first_step]).compile()
@@ -111,7 +111,7 @@ def _train(
 
 
 def _hooks(run: Run, journal: Journal) -> list[Hook]:
-    """What happens after a step, in this order."""
+    """The hooks to call after each step, in this order."""
     train = run.config.train
     step_tokens = train.step_tokens
     eval_step = make_eval_step(run.config.model)
@@ -139,13 +139,13 @@ def _hooks(run: Run, journal: Journal) -> list[Hook]:
 
 
 def plan_run(config: Config, path: Path) -> Run:
-    """All that a run needs. Whatever is wrong with the config or the corpus shows here.
+    """Makes everything a run needs, and so detects errors in the config or the corpus.
 
     Raises:
-        UserError: something is wrong.
+        UserError: something is wrong with the config, the corpus or the source.
     """
     if jax.process_count() > 1:
-        raise UserError("training runs on one host so far; the data is ready for several")
+        raise UserError("training supports only one host so far; the data is ready for several")
     workdirs.check_config(path, config)
     dataset = load_dataset(config)
     source = None
@@ -161,7 +161,7 @@ def plan_run(config: Config, path: Path) -> Run:
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
-    """State and progress to go on from, and whether the run is new."""
+    """The state and progress to start from, and whether the run is new."""
     config = run.config
     if run.source is not None:
         state = grown_state(run.source, config, run.dataset.tokenizer, run.optimizer)
@@ -175,7 +175,10 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bo
 
 
 def _evaluate_start(run: Run, state: TrainState, journal: Journal) -> None:
-    """Shows what growth has kept, and saves it: the source is not needed from here on."""
+    """Compares the grown model with its source and saves it.
+
+    From here on, the source is needed only if growth.old_rate is not 1.
+    """
     start = compare(run.source, run.config, state.params, run.dataset)
     moment = Moment(0, state, Due(checkpoint=True), evaluation=start)
     hooks.KeepBest(journal)(moment)
@@ -204,10 +207,10 @@ def _introduce(run: Run, state: TrainState) -> None:
 def _journal(
     run: Run, first_step: int, progress: Progress, checkpoints: Checkpoints, is_new: bool
 ) -> Iterator[Journal]:
-    """Opens metrics and display.
+    """Opens the metrics and the display.
 
     Raises:
-        UserError: something cannot be written meanwhile.
+        UserError: something cannot be written while they are open.
     """
     metrics = MetricsWriter(run.path, -1 if is_new else first_step)
     epochs = read_metrics(run.path, "epoch")[-SHOWN_EPOCHS:]
@@ -227,8 +230,8 @@ def _journal(
         metrics.flush()
     except OSError as error:
         raise UserError(
-            f"cannot write to {run.path}: {error.strerror}; put it right and run the same command "
-            "again"
+            f"cannot write to {run.path}: {error.strerror}; fix the problem and run the same "
+            "command again"
         ) from error
     finally:
         display.close()

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: JAX's own traces, and what is in them."""
+"""Traces training steps with JAX's profiler and finds where the time goes."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,18 +8,18 @@ import jax
 
 from mmrec_jax.training.hooks import Moment
 
-WARM_UP, STEPS = 5, 5  # steps before recording, and recorded
+WARM_UP, STEPS = 5, 5  # number of steps before the recording, and in it
 
 
 def most_expensive(folder: Path, count: int) -> list[tuple[str, float]]:
-    """The operations that took most time in the last trace under a folder.
+    """The operations that took the most time in the last trace under a folder.
 
     Args:
-        folder: what `jax.profiler.start_trace` was given.
-        count: how many.
+        folder: that was given to `jax.profiler.start_trace`.
+        count: number of operations.
 
     Returns:
-        Names without their numbers, and milliseconds of all threads together. A loop contains its
+        Names without their numbers, and milliseconds summed over all threads. A loop includes its
         body.
     """
     trace = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
@@ -34,7 +34,7 @@ def most_expensive(folder: Path, count: int) -> list[tuple[str, float]]:
 
 
 class Profile:
-    """A hook (hooks.py) that records a few steps of a run, once, and says where the time went."""
+    """A hook (hooks.py) that traces a few steps of a run once and prints where the time went."""
 
     def __init__(self, folder: Path, first_step: int, say: Callable[[str], None]):
         """`first_step`: steps done before this process began; `say`: prints a line."""
@@ -56,12 +56,12 @@ class Profile:
             f"trace of {STEPS} steps: {self._folder} (TensorBoard: --logdir={self._folder}; "
             "Perfetto: the .trace.json.gz in it)"
         )
-        self._say("milliseconds per step, summed over all threads (a loop contains its body):")
+        self._say("milliseconds per step, summed over all threads (a loop includes its body):")
         for name, milliseconds in most_expensive(self._folder, 10):
             self._say(f"  {milliseconds / STEPS:8.2f}  {name}")
 
     def close(self) -> None:
-        """Stops recording where that goes on."""
+        """Stops recording, if it is in progress."""
         if self._recording:
             jax.profiler.stop_trace()
             self._recording = False

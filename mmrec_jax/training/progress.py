@@ -1,4 +1,4 @@
-"""What of a run is not in its training state, and is saved beside it with every checkpoint."""
+"""The progress of a run, saved next to the training state in every checkpoint."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 
 @dataclasses.dataclass
 class EpochStats:
-    """Training losses of an epoch so far."""
+    """Statistics of the training losses of the current epoch."""
 
     epoch: int = 1
     count: int = 0
@@ -16,10 +16,10 @@ class EpochStats:
     min: float = math.inf
     max: float = -math.inf
     seconds: float = 0.0  # spent training, without evaluation
-    data_seconds: float = 0.0  # of these, spent waiting for batches
+    data_seconds: float = 0.0  # the part spent waiting for batches
 
     def add(self, loss: float, seconds: float, data_seconds: float) -> None:
-        """Counts one step in."""
+        """Adds one step."""
         if self.count == 0:
             self.first = loss
         self.count += 1
@@ -35,25 +35,25 @@ class EpochStats:
 
     @property
     def change_percent(self) -> float:
-        """From the first loss of the epoch to the last."""
+        """Change from the first loss of the epoch to the last, in percent."""
         return 100 * (self.last - self.first) / self.first
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run has come, and how well."""
+    """How far a run has come, and its best evaluation."""
 
     stats: EpochStats = dataclasses.field(default_factory=EpochStats)
-    best_loss: float | None = None  # of validation, nats per token
+    best_loss: float | None = None  # lowest validation loss, nats per token
     best_step: int = 0
     evaluations_without_improvement: int = 0
-    finished: str = ""  # why the run has ended; empty while it has not
+    finished: str = ""  # why the run has finished; empty until then
 
     @property
     def best(self) -> str:
         """The best loss and its step, in words."""
         if self.best_loss is None:
-            return "no evaluation has given a finite loss"
+            return "none (no evaluation gave a finite loss)"
         return f"{self.best_loss:.6f} at step {self.best_step}"
 
     def to_dict(self) -> dict:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: training saves, then ends."""
+"""On SIGTERM or Ctrl-C, training saves a checkpoint and ends."""
 
 import signal
 
@@ -12,7 +12,7 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Turns the first SIGTERM or Ctrl-C into a request; a second Ctrl-C stops at once."""
+    """Turns the first SIGTERM or Ctrl-C into a request; a second one stops immediately."""
 
     def __init__(self):
         self.received: int | None = None

@@ -1,4 +1,4 @@
-"""Generation, compared with the model that reads the whole text anew for every token."""
+"""Generation, compared with reading the complete text again for every token."""
 
 import functools
 import os
@@ -37,7 +37,7 @@ def written(session, count, sampling, used_vocab=helpers.VOCAB):
     return np.array(rows).T
 
 
-def test_greedy_texts_of_a_batch_are_those_of_the_model_that_reads_each_again():
+def test_greedy_generation_in_a_batch_equals_rereading_each_text():
     config = helpers.small_config()
     lengths, count = (2 * CHUNK + 3, 1, CHUNK), 3 * CHUNK
     prompts = [helpers.random_tokens(1, n, seed=n)[0] for n in lengths]
@@ -46,7 +46,7 @@ def test_greedy_texts_of_a_batch_are_those_of_the_model_that_reads_each_again():
     assert len(np.unique(tokens)) > 2
     forward = helpers.forward(config)
     for prompt, text in zip(prompts, tokens, strict=True):
-        # Padding after a token has no part in its logits.
+        # Padding after a token does not affect its logits.
         padded = np.zeros((1, 24), np.int32)
         whole = [*prompt, *text]
         padded[0, : len(whole)] = whole
@@ -55,7 +55,7 @@ def test_greedy_texts_of_a_batch_are_those_of_the_model_that_reads_each_again():
         np.testing.assert_array_equal(text, expected)
 
 
-def test_the_same_seed_draws_the_same_tokens_and_another_one_others():
+def test_the_same_seed_draws_the_same_tokens_and_another_seed_does_not():
     session = generator().read(generator().start(), [helpers.random_tokens(1, 5)[0]])
     one, again, other = (
         written(session, 30, Sampling(temperature=30.0, seed=seed)) for seed in (0, 0, 1)
@@ -64,7 +64,7 @@ def test_the_same_seed_draws_the_same_tokens_and_another_one_others():
     assert np.any(one != other)
 
 
-def test_ids_that_the_tokenizer_does_not_use_are_never_drawn():
+def test_ids_unused_by_the_tokenizer_are_never_drawn():
     used = helpers.VOCAB // 2
     session = generator(used).read(generator(used).start(), [helpers.random_tokens(1, 5)[0]])
     tokens = written(session, 80, Sampling(temperature=30.0), used)
@@ -72,7 +72,7 @@ def test_ids_that_the_tokenizer_does_not_use_are_never_drawn():
     assert len(np.unique(tokens)) > used // 2
 
 
-def test_nothing_is_written_after_nothing():
+def test_an_empty_prompt_is_refused():
     with pytest.raises(UserError, match="prompt is empty"):
         next(generator().write(generator().start(), 3, GREEDY))
 
@@ -97,8 +97,8 @@ def test_sampling_out_of_range_is_refused(values, message):
     ("top_k", "top_p", "kept"),
     [(0, 1.0, 5), (2, 1.0, 2), (9, 1.0, 5), (0, 0.45, 1), (0, 0.6, 2), (0, 0.95, 4), (3, 0.5, 1)],
 )
-def test_draws_have_the_probabilities_that_are_left(top_k, top_p, kept):
-    """0.5 0.2 0.15 0.1 0.05 in an order of its own; top-p applies to what top-k leaves."""
+def test_draws_follow_the_remaining_probabilities(top_k, top_p, kept):
+    """Probabilities 0.5 0.2 0.15 0.1 0.05, shuffled; top-p applies to what top-k leaves."""
     probabilities = np.array([0.1, 0.5, 0.05, 0.2, 0.15])
     keys = jax.random.split(jax.random.key(0), 4000)
     logits = jnp.log(probabilities)[None]
@@ -126,7 +126,7 @@ def test_a_stream_ends_before_the_first_stop_string_however_it_is_cut(text, stop
     read = text[: len(text) - len(rest)]
     ends = [read.find(stop) for stop in stops if stop in read]
     assert finder.found == bool(ends)
-    # What was fed at once may hold two stop strings: the earlier one counts.
+    # A single piece may hold two stop strings: the earlier one counts.
     assert shown == (read[: min(ends)] if ends else text)
 
 
@@ -145,7 +145,7 @@ def lm(workdir):
     return mmrec_jax.load(workdir, "final")
 
 
-def test_a_batch_writes_what_each_prompt_alone_would_get(lm):
+def test_a_batch_writes_what_each_prompt_would_get_alone(lm):
     prompts = ["The old ", "A", "The young queen and the"]
     for prompt, text in zip(prompts, lm.generate(prompts, 20, temperature=0), strict=True):
         assert len(text) == 20
@@ -153,12 +153,12 @@ def test_a_batch_writes_what_each_prompt_alone_would_get(lm):
         logits = lm.logits(ids)[len(prompt) : -1]
         chosen = logits[np.arange(20), ids[len(prompt) + 1 :]]
         logits = logits[:, lm.tokenizer.text_ids]
-        # Two tokens may be equally likely but for rounding.
+        # Two tokens may be equally likely up to rounding.
         np.testing.assert_allclose(chosen, logits.max(axis=1), rtol=0, atol=1e-5)
     assert lm.generate([]) == []
 
 
-def test_without_a_prompt_a_document_is_begun(lm):
+def test_without_a_prompt_a_document_starts(lm):
     text = lm.generate("", 20, temperature=0)
     logits = lm.logits(document_tokens(lm.tokenizer, text))[:-1, lm.tokenizer.text_ids]
     ids = lm.tokenizer.encode(text) - lm.tokenizer.text_ids.start
@@ -177,7 +177,7 @@ def test_text_ends_before_a_stop_string(lm):
     assert lm.generate("The old ", 40, stop=[stop], temperature=1.0) == whole[: whole.find(stop)]
 
 
-def test_logits_and_perplexity_are_those_of_one_reading(lm):
+def test_logits_and_perplexity_equal_those_of_a_single_pass(lm):
     text = "The old king and the queen. " * 20
     ids = document_tokens(lm.tokenizer, text)
     logits = lm.logits(ids).astype(np.float64)
@@ -201,7 +201,7 @@ def generate(workdir, *flags):
     )
 
 
-def test_a_session_goes_on_in_a_new_process_as_if_it_had_not_stopped(lm, workdir, tmp_path):
+def test_a_session_continues_in_a_new_process_as_if_it_had_not_stopped(lm, workdir, tmp_path):
     session = lm.session()
     session.read("The old king")
     session.save(tmp_path / "session")
@@ -215,12 +215,12 @@ def test_a_session_goes_on_in_a_new_process_as_if_it_had_not_stopped(lm, workdir
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == unbroken + "\n"
     done = generate(workdir, *flags, "--tokens=10", "--prompt= A queen")
-    assert done.stdout == f" A queen{further}\n"  # the process before had saved what it wrote
+    assert done.stdout == f" A queen{further}\n"  # the previous process had saved what it wrote
     assert lm.session(tmp_path / "later").generate(" A queen", 10, seed=3) == further
     assert sorted(path.name for path in tmp_path.iterdir()) == ["later", "session"]
 
 
-def test_sessions_that_cannot_go_on_are_refused(lm, workdir, tmp_path):
+def test_sessions_that_cannot_be_continued_are_refused(lm, workdir, tmp_path):
     session = lm.session()
     session.read("The")
     session.save(tmp_path / "session")
@@ -228,7 +228,7 @@ def test_sessions_that_cannot_go_on_are_refused(lm, workdir, tmp_path):
     with pytest.raises(UserError, match="belongs to another model or another checkpoint"):
         other.session(tmp_path / "session")
     (tmp_path / "broken").write_bytes((tmp_path / "session").read_bytes()[:1000])
-    with pytest.raises(UserError, match="broken is not a session"):
+    with pytest.raises(UserError, match="broken is not a readable session"):
         lm.session(tmp_path / "broken")
     with pytest.raises(UserError, match="there is no session"):
         lm.session(tmp_path / "none")
@@ -239,11 +239,14 @@ def test_sessions_that_cannot_go_on_are_refused(lm, workdir, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--session=s", "--prompt=a", "--prompt=b"], "--session goes with one --prompt"),
+        (
+            ["--session=s", "--prompt=a", "--prompt=b"],
+            "--session can be used with only one --prompt",
+        ),
         (["--prompt=a", "--top_p=2"], "top_p is 2.0; it must be above 0 and at most 1"),
     ],
 )
-def test_bad_flags_give_one_line(workdir, flags, message):
+def test_bad_flags_give_one_error_line(workdir, flags, message):
     done = generate(workdir, *flags)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}")

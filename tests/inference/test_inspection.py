@@ -1,4 +1,4 @@
-"""What `look_inside` tells of a text: against the token-by-token oracle."""
+"""`look_inside`, compared with the token-by-token oracle."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The notebook, executed on a small run with a kernel of its own."""
+"""The notebook, executed on a small run in its own kernel."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from small_runs import ROOT, config
 def test_every_cell_runs_and_draws_its_pictures(tmp_path, monkeypatch):
     train(config(train__num_epochs=1), tmp_path / "run")
     monkeypatch.setenv("WORKDIR", str(tmp_path / "run"))
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles sooner
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # faster compilation
     notebook = nbformat.read(ROOT / "notebooks/inference.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)  # none is committed
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}

@@ -1,4 +1,4 @@
-"""Recall's texts, and the suite that asks for the facts after more and more noise."""
+"""Recall texts, and the suite that asks for the facts after more and more noise."""
 
 import itertools
 
@@ -26,8 +26,8 @@ def words(tokens):
 
 
 def solve(text, pairs=PAIRS):
-    """Answers to the questions at the end of a text, in words, from nothing but the text."""
-    if text[-6] == "is":  # the first question is left in, the first statement looked up
+    """Answers to the questions at the end of a text, as words, from the text alone."""
+    if text[-6] == "is":  # the text includes the first question; find the first statement
         place = text.index("key")
         return text[place + 2 : place + 7]
     facts = {}
@@ -51,7 +51,7 @@ def test_answers_follow_from_the_facts(task, length):
         assert solve(whole) == words(text.questions[text.answers])
 
 
-def test_pairs_stand_together_or_scattered_anywhere():
+def test_pairs_are_together_or_scattered_anywhere():
     rng, places = np.random.default_rng(0), {"together": set(), "scattered": set()}
     for task, seen in places.items():
         for _ in range(1500):
@@ -67,7 +67,7 @@ def config(**overrides):
     return small_runs.config(**(values | overrides))
 
 
-def test_training_texts_predict_answers_only_and_are_new_in_every_step():
+def test_training_texts_predict_only_answers_and_are_new_in_every_step():
     batches = training_batches(load_dataset(config()).train, config())
     gaps, seen = set(), set()
     for step in range(40):
@@ -106,7 +106,7 @@ def test_training_texts_may_have_fewer_pairs():
         config(data__recall_fewest=4)
 
 
-def test_held_out_texts_are_not_those_of_training():
+def test_held_out_splits_share_no_texts():
     dataset = load_dataset(config())
     splits = [split.tokens.tokens.reshape(-1, 32) for split in (dataset.validation, dataset.test)]
     texts = [{tuple(row) for row in split} for split in splits]
@@ -119,8 +119,8 @@ def test_held_out_texts_are_not_those_of_training():
 
 
 @pytest.mark.parametrize("sight", [10_000, 100])
-def test_suite_asks_the_same_facts_after_more_and_more_noise(monkeypatch, sight):
-    """A reader that knows the last `sight` tokens by heart stands in for the model."""
+def test_suite_asks_for_the_same_facts_after_more_and_more_noise(monkeypatch, sight):
+    """A reader that remembers exactly the last `sight` tokens replaces the model."""
 
     def read(_, state, tokens):
         state = np.concatenate([state, tokens], axis=1)
@@ -169,7 +169,7 @@ def test_the_suite_refuses_runs_of_other_texts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trained_model_recalls_facts_after_twenty_times_the_length_it_was_trained_on(tmp_path):
+def test_a_trained_model_recalls_facts_after_twenty_times_the_trained_length(tmp_path):
     train(from_mapping(recall_config.get_config()), tmp_path / "run")
     (result,) = run_recall_suite([tmp_path / "run"], "final", multiples=(1, 20))
     for task in recall.TASKS:

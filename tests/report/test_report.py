@@ -1,4 +1,4 @@
-"""Reports: what the page says is what the run has logged, and a browser shows all of it."""
+"""Reports: the page shows what the run has logged, and a browser displays all of it."""
 
 import dataclasses
 import html.parser
@@ -39,7 +39,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 class Cells(html.parser.HTMLParser):
-    """The rows of the table with an id."""
+    """The rows of the table with a given id."""
 
     def __init__(self, table_id: str):
         super().__init__()
@@ -91,17 +91,17 @@ def test_the_page_shows_what_was_logged(finished):
     assert page.count("data:image/png;base64,") == 16
 
 
-def test_text_of_a_corpus_stays_text(finished):
+def test_corpus_text_is_escaped(finished):
     page = (finished / "report.html").read_text()
     assert "<script" not in page
     assert "<i>" not in page  # of the folder's name
-    assert "&lt;" in page  # in the passage, a character a token
+    assert "&lt;" in page  # in the passage, one character per token
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_shows_all_of_it(finished, scheme, width):
+def test_a_browser_displays_the_complete_page(finished, scheme, width):
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -150,7 +150,7 @@ def test_tensorboard_reads_what_was_logged(finished):
     assert checked > 500
 
 
-# --- whatever became of a run ---
+# --- runs of every status ---
 
 
 def copy_with(finished: Path, folder: Path, lines: list[dict], checkpoints: bool = False) -> Path:
@@ -177,13 +177,13 @@ def log_lines(finished: Path, until: int) -> list[dict]:
         (30, {"event": "interrupted", "reason": "SIGTERM"}, "Interrupted by SIGTERM after step 30"),
         (30, {"event": "diverged", "reason": "the loss is not finite"}, "Diverged at step 30: the"),
         (30, {"event": "stopped early", "reason": "stopped early: in 2"}, "Stopped early"),
-        (30, None, "Ended without a word after step 30 of"),
+        (30, None, "Ended unexpectedly after step 30 of"),
         (1, {"event": "finished", "reason": "all 1 steps done"}, "Finished: all 1 steps done."),
         (0, None, "No step has been recorded yet."),
     ],
     ids=["interrupted", "diverged", "early", "killed", "one", "none"],
 )  # fmt: skip
-def test_a_report_says_what_became_of_a_run(finished, tmp_path, until, event, sentence):
+def test_a_report_states_the_status_of_a_run(finished, tmp_path, until, event, sentence):
     lines = log_lines(finished, until)
     if event:
         lines.append({"kind": "event", "step": until, **event})
@@ -193,7 +193,7 @@ def test_a_report_says_what_became_of_a_run(finished, tmp_path, until, event, se
     assert "Without a checkpoint" in page
 
 
-def test_a_run_that_goes_on_says_so(finished, tmp_path):
+def test_a_report_states_that_a_run_is_in_progress(finished, tmp_path):
     path = copy_with(finished, tmp_path, log_lines(finished, 30), checkpoints=False)
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 31, "lo')  # in the middle of a line
@@ -204,7 +204,7 @@ def test_a_run_that_goes_on_says_so(finished, tmp_path):
     assert read_status(read_log(path), path).kind == "ended"
 
 
-def test_what_is_no_workdir_is_one_line(tmp_path):
+def test_a_folder_that_is_not_a_workdir_gives_one_error_line(tmp_path):
     line = one_error_line(run("report.py", f"--workdir={tmp_path}", cache=tmp_path / "cache"))
     assert f"{tmp_path} is not a workdir" in line
 
@@ -246,7 +246,7 @@ def rows(training, validation):
             "plateau",
             "Plateau: since step 30, validation",
         ),
-        # Both rise: that is no overfitting.
+        # Both rise: that is not overfitting.
         ([3.0, 2.0, 2.5], [3.0, 2.0, 2.6], "plateau", "Plateau"),
         ([3.0], [3.0], "too early", "Too early to tell"),
     ],
@@ -260,7 +260,7 @@ def test_the_verdict_follows_its_rule(training, validation, kind, text):
         assert "since epoch 2, step 20:" in by_epoch
 
 
-def test_training_loss_of_an_evaluation_is_the_mean_since_the_one_before(finished):
+def test_training_loss_of_an_evaluation_is_the_mean_since_the_previous_one(finished):
     log = read_log(finished)
     losses = [line["loss"] for line in read_metrics(finished, "train")]
     ends = [0, *(line["step"] for line in read_metrics(finished, "evaluation"))]
@@ -282,7 +282,7 @@ def test_a_curve_of_many_steps_keeps_its_mean_and_its_range():
 
 
 @pytest.mark.slow
-def test_a_run_on_little_text_is_seen_to_overfit(tmp_path):
+def test_overfitting_on_little_text_is_detected(tmp_path):
     text = (ROOT / "README.md").read_text()[:5_000]
     (tmp_path / "little.txt").write_text(text)
     cfg = config(

@@ -1,4 +1,4 @@
-"""Memory carried from window to window: the order of windows, training and evaluation."""
+"""Carried memory: the order of windows, training and evaluation."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ from small_runs import config
 pytestmark = pytest.mark.usefixtures("quick_compiling")
 
 PROPERTY = settings(max_examples=100, deadline=None, database=None)
-LANES, WINDOW, WINDOWS = 4, 32, 3  # of the batches that the tests of training read
+LANES, WINDOW, WINDOWS = 4, 32, 3  # of the batches in the training tests
 
 
 def small(**changes):
@@ -34,7 +34,7 @@ def small(**changes):
 
 @functools.cache
 def some_params():
-    """Far from initial values, so that what is remembered shows in the loss."""
+    """Far from the initial values, so that memory affects the loss."""
     cfg, rng = small(), np.random.default_rng(0)
     params = init_train_state(cfg, optax.sgd(0.0), jax.random.key(0)).params
     return jax.tree.map(lambda x: np.float32(x + 0.2 * rng.standard_normal(x.shape)), params)
@@ -62,7 +62,7 @@ def check(actual, expected):
 
 @PROPERTY
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(1, 6), st.integers(1, 5))
-def test_every_lane_reads_its_own_stretch_in_order_once_an_epoch(lengths, seq_len, batch_size):
+def test_every_lane_reads_its_own_stretch_in_order_once_per_epoch(lengths, seq_len, batch_size):
     lengths, size = [batch_size * seq_len + 1, *lengths], batch_size * seq_len
     split = numbered(*lengths)
     lanes, other = (ContiguousLanes(split, batch_size, seq_len, 0) for _ in range(2))
@@ -76,8 +76,8 @@ def test_every_lane_reads_its_own_stretch_in_order_once_an_epoch(lengths, seq_le
         arrays = list(zip(*batches, strict=True))[:4]
         read, documents, targets, weights = (np.concatenate(x, axis=1) for x in arrays)
         assert np.all(np.diff(read, axis=1) == 1)
-        assert len(np.unique(read)) == read.size  # no lane reads what another does
-        assert 0 <= split.num_tokens - 1 - read.size < size  # < B windows and a part of one
+        assert len(np.unique(read)) == read.size  # no two lanes read the same token
+        assert 0 <= split.num_tokens - 1 - read.size < size  # < B windows plus a partial one
         np.testing.assert_array_equal(targets, read + 1)
         np.testing.assert_array_equal(documents, split.tokens.documents[read])
         np.testing.assert_array_equal(weights, ~np.isin(targets, np.cumsum(lengths)))
@@ -85,7 +85,7 @@ def test_every_lane_reads_its_own_stretch_in_order_once_an_epoch(lengths, seq_le
 
 @PROPERTY
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(0, 200))
-def test_stretches_of_an_epoch_are_read_in_order_and_each_once(seq_len, batch_size, stretch, more):
+def test_each_stretch_is_read_in_order_and_once_per_epoch(seq_len, batch_size, stretch, more):
     split = numbered(2 * batch_size * seq_len * stretch + 1 + more)
     lanes = ContiguousLanes(split, batch_size, seq_len, 3, stretch)
     length, steps = stretch * seq_len, lanes.steps_per_epoch
@@ -106,7 +106,7 @@ def test_stretches_of_an_epoch_are_read_in_order_and_each_once(seq_len, batch_si
 
 
 @pytest.mark.parametrize("carry", [True, False])
-def test_carried_memory_alone_reads_in_lanes(carry):
+def test_only_carried_memory_reads_in_lanes(carry):
     batches = training_batches(numbered(1000), small(train__carry_memory=carry))
     assert [batches[step].fresh.all() for step in range(3)] == [True, not carry, not carry]
     assert isinstance(batches, ContiguousLanes) is carry
@@ -114,7 +114,7 @@ def test_carried_memory_alone_reads_in_lanes(carry):
 
 @PROPERTY
 @given(st.integers(2, 200), st.integers(1, 7), st.integers(1, 4))
-def test_lanes_of_an_evaluation_are_consecutive_in_order(count, seq_len, batch_size):
+def test_lanes_of_an_evaluation_are_consecutive_and_in_order(count, seq_len, batch_size):
     batches = list(every_window(numbered(count), batch_size, seq_len))
     read = np.concatenate([batch.tokens for batch in batches], axis=1)
     stretches = np.arange(read.size).reshape(read.shape)
@@ -125,12 +125,12 @@ def test_lanes_of_an_evaluation_are_consecutive_in_order(count, seq_len, batch_s
 
 # --- training ---
 
-# Documents start within the second window of lane 0, where that of lane 1 starts, and in lane 2.
+# Documents start inside the second window of lane 0, at the start of lane 1's, and in lane 2.
 TRAINING = some_split(40, 88, 72, LANES * WINDOW * WINDOWS + 1 - 200)
 
 
 def read_window(params, batch, memory=None):
-    """(mean loss, memory) after a window, by the model alone."""
+    """(mean loss, memory) after a window, computed by the model directly."""
     output = forward(small().model)(params, batch.tokens, batch.documents, memory)
     values = cross_entropies(output.logits, batch.targets)
     return np.average(values, weights=batch.weights), output.state
@@ -138,7 +138,7 @@ def read_window(params, batch, memory=None):
 
 @functools.cache
 def compiled_step(accumulate_steps):
-    """Plain gradient steps, of a rate that is the state of the optimizer; and the first state."""
+    """Plain gradient steps, whose learning rate is the optimizer state; and the initial state."""
     cfg = small(train__accumulate_steps=accumulate_steps)
     optimizer = optax.GradientTransformation(
         lambda params: jnp.zeros(()),
@@ -149,7 +149,7 @@ def compiled_step(accumulate_steps):
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_training_reads_on_where_the_step_before_ended(accumulate_steps):
+def test_training_continues_where_the_previous_step_ended(accumulate_steps):
     batches = training_batches(TRAINING, small())
     here, after = (
         [x[part].reshape(LANES, -1) for x in TRAINING.tokens] for part in (np.s_[:-1], np.s_[1:])
@@ -168,7 +168,7 @@ def test_training_reads_on_where_the_step_before_ended(accumulate_steps):
         check(state.memory, memory)
     check(memory.layers[0].h, whole.state.layers[0].h)
 
-    # The last window once more, now from the beginning in some lanes.
+    # The last window again, now with an empty state in some lanes.
     last, fresh = batches[WINDOWS - 1], np.array([True, False, True, False])
     carried, alone = (read_window(some_params(), last, x)[1] for x in (memory, None))
     assert np.abs(carried.layers[0].h - alone.layers[0].h).max(axis=1).min() > 1e-3
@@ -180,7 +180,7 @@ def test_training_reads_on_where_the_step_before_ended(accumulate_steps):
 
 @functools.cache
 def gradient_of_second_window(held):
-    """By hand, with the memory of the first one held constant or not."""
+    """Computed directly, with the memory of the first window held constant or not."""
     first, second = (training_batches(TRAINING, small())[i] for i in range(2))
 
     def loss(params):
@@ -195,7 +195,7 @@ def gradient_of_second_window(held):
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_no_gradient_goes_back_into_carried_memory(accumulate_steps):
+def test_no_gradient_flows_back_into_carried_memory(accumulate_steps):
     held, flowing = map(gradient_of_second_window, (True, False))
     norm = float(optax.tree.norm(held))
     assert optax.tree.norm(optax.tree.sub(held, flowing)) > 0.01 * norm
@@ -208,7 +208,7 @@ def test_no_gradient_goes_back_into_carried_memory(accumulate_steps):
     check(actual, held)
     assert float(metrics.grad_norm) == pytest.approx(norm, rel=1e-4)
 
-    # What was read before a step was read with the parameters of then.
+    # Windows read before a step were read with the parameters of that time.
     _, memory = read_window(some_params(), batches[1], read_window(some_params(), batches[0])[1])
     _, metrics = step(state, batches[2])
     expected, _ = read_window(changed, batches[2], memory)
@@ -219,7 +219,7 @@ def test_no_gradient_goes_back_into_carried_memory(accumulate_steps):
 
 
 def buckets(split, lanes, seq_len, values):
-    """First context -> (tokens, mean of their values), token for token."""
+    """First context -> (tokens, mean of their values), computed token by token."""
     steps = math.ceil(math.ceil((split.num_tokens - 1) / seq_len) / lanes)
     found, context = {}, 0
     for i, document in enumerate(split.tokens.documents[:-1]):
@@ -242,7 +242,7 @@ def check_buckets(result, expected):
 
 
 def pretended_step(_, batch, memory):
-    """Makes up the losses: a function of the token that is read and the one that follows."""
+    """Invents losses: a function of the token read and the one that follows."""
     loss = np.float32(batch.tokens % 101 + batch.targets % 7)
     return EvalTokens(loss * batch.weights, (batch.tokens % 3 == 0) * batch.weights), memory
 
@@ -254,7 +254,7 @@ def pretended_step(_, batch, memory):
     st.integers(1, 3),
     st.booleans(),
 )
-def test_losses_by_context_are_those_of_a_loop_over_tokens(lengths, seq_len, lanes, carry):
+def test_losses_by_context_equal_those_of_a_loop_over_tokens(lengths, seq_len, lanes, carry):
     split = numbered(*lengths, 2)
     cfg = small(train__seq_len=seq_len, train__eval_batch_size=lanes)
     values = split.tokens.tokens[:-1] % 101 + split.tokens.tokens[1:] % 7
@@ -283,14 +283,16 @@ def test_evaluation_in_lanes_equals_one_pass_over_each_lane(carry):
 # --- a text file ---
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff\0"), min_size=2, max_size=80)
-LONG_TEXT = "ş€😀\r\n" * 2_000  # so long that characters lie across borders of the file's buffer
+LONG_TEXT = "ş€😀\r\n" * 2_000  # long enough for characters to cross the borders of the buffer
 
 
 @PROPERTY
 @given(TEXT, st.integers(1, 9), st.integers(1, 9), st.sampled_from([b"", b"\xef\xbb\xbf"]))
 @example(LONG_TEXT, 4096, 100, b"")
 @example("a" + LONG_TEXT, 4096, 100, b"")
-def test_a_file_in_small_blocks_is_the_file_read_at_once(tmp_path_factory, text, block, size, mark):
+def test_a_file_read_in_small_blocks_equals_the_complete_file(
+    tmp_path_factory, text, block, size, mark
+):
     path = tmp_path_factory.getbasetemp() / "a.txt"
     path.write_bytes(mark + text.encode())
     assert max(map(len, stream_text(path, block))) <= block

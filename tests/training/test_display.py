@@ -1,4 +1,4 @@
-"""What training shows on a terminal, in a log file, and of where its time goes."""
+"""What training shows in a terminal, in a log file, and in a profile."""
 
 import gzip
 import io
@@ -33,7 +33,7 @@ def test_the_table_of_epochs_is_no_wider_than_the_terminal(width):
     assert ("min" in lines[0].split()) == (width == 140)
 
 
-def test_a_curve_has_its_highest_and_lowest_places():
+def test_a_curve_reaches_its_highest_and_lowest_levels():
     values = [math.exp(-x / 20) for x in range(200)]
     line = curve(binned(values, 40))
     assert len(line) == 40
@@ -43,7 +43,7 @@ def test_a_curve_has_its_highest_and_lowest_places():
     assert binned([1.0, 2.0], 40) == [1.0, 2.0]
 
 
-def test_a_terminal_shows_epochs_curve_and_bar_and_a_log_file_lines(monkeypatch, capsys):
+def test_a_terminal_shows_epochs_curve_and_bar_and_a_log_file_shows_lines(monkeypatch, capsys):
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100)
     for console in (terminal, Console(file=io.StringIO())):

@@ -1,4 +1,4 @@
-"""Runs that start from the model of another one."""
+"""Runs that start from the model of another run."""
 
 import contextlib
 import dataclasses
@@ -47,7 +47,7 @@ def grown_config(source: Path, **overrides) -> Config:
 
 
 def printed_losses(printed: str) -> list[tuple[str, float]]:
-    """The rows of the table of losses at the start: name and loss."""
+    """Names and losses in the table of losses at the start."""
     found = re.findall(r"^  (s.*?) +(\d+\.\d{6}) .*%", printed, re.MULTILINE)
     return [(name, float(loss)) for name, loss in found]
 
@@ -81,8 +81,8 @@ def test_a_grown_run_starts_at_the_loss_of_its_source(source, grown):
     assert int(np.argmax(rates)) + 1 == 3  # of growth.warmup_steps
 
 
-def test_a_grown_run_needs_its_source_no_more(source, grown, tmp_path):
-    """The grown model is checkpoint 0; with it the run goes on, and is evaluated."""
+def test_a_grown_run_no_longer_needs_its_source(source, grown, tmp_path):
+    """The grown model is saved as checkpoint 0, from which the run resumes and is evaluated."""
     start = read_metrics(grown.workdir, "evaluation")[0]
     moved = tmp_path / "moved"
     source.rename(moved)
@@ -103,7 +103,7 @@ def adam_state(run, step):
     return run.checkpoints.restore_state(step, like).opt_state[1][0]
 
 
-def test_moments_are_fresh_or_those_of_the_source(source):
+def test_moments_are_fresh_or_grown_from_those_of_the_source(source):
     states = {}
     for moments in ("fresh", "grown"):
         cfg = grown_config(source, growth__moments=moments, growth__placement="spread")
@@ -137,12 +137,12 @@ def test_moments_grow_from_a_run_that_was_grown_with_two_rates(source, tmp_path)
     assert any(np.asarray(x).any() for x in jax.tree.leaves(state.opt_state[1][0].mu))
 
 
-def test_another_tokenizer_is_refused_and_that_of_the_source_can_be_used(source, tmp_path):
+def test_another_tokenizer_is_refused_and_the_tokenizer_of_the_source_can_be_used(source, tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("Ünlü bir köprü. " * 200)
     other = grown_config(source, data__source="text", data__path=str(text))
     with pytest.raises(
-        UserError, match=r"id \d+ is another token. Use its own, with --config.data."
+        UserError, match=r"id \d+ is another token. Use the source's, with --config.data."
     ):
         train(other, tmp_path / "grown")
     assert not (tmp_path / "grown").exists()
@@ -152,7 +152,7 @@ def test_another_tokenizer_is_refused_and_that_of_the_source_can_be_used(source,
     assert open_run(tmp_path / "grown").tokenizer.tokens == open_run(source).tokenizer.tokens
 
 
-def test_what_shrinks_is_refused_before_anything_is_written(source, tmp_path):
+def test_shrinking_is_refused_before_anything_is_written(source, tmp_path):
     with pytest.raises(UserError, match=r"cannot shrink: model.head_dim is 8, and would be 4"):
         train(grown_config(source, model__num_heads=8), tmp_path / "grown")
     assert not (tmp_path / "grown").exists()
@@ -170,11 +170,11 @@ def test_a_larger_vocabulary_of_byte_pairs_changes_nothing_on_the_tokens_of_the_
     (_, source), (name, same), (_, start) = rows
     assert name == "start, without new tokens"
     assert same == pytest.approx(source, abs=2e-6)
-    # New tokens begin as likely as what they merge; each stands for more text, at a higher loss.
+    # New tokens start as likely as the ones they merge, but cover more text, at a higher loss.
     assert source < start < source + 2
 
 
-def test_new_tokens_have_parents_as_they_were_merged():
+def test_the_parents_of_a_new_token_are_the_tokens_it_merges():
     texts = ["low lower lowest " * 20]
     small, large = (SubwordTokenizer.train(texts, size) for size in (262, 266))
     assert large.tokens[: small.vocab_size] == small.tokens
@@ -185,6 +185,6 @@ def test_new_tokens_have_parents_as_they_were_merged():
             assert max(pair) < token
         else:
             assert pair == ()
-    # Of characters: what stands for nothing starts as what stood for nothing.
+    # For characters: new unused rows start as the mean of the old unused rows.
     chars = CharTokenizer("abc")
     assert parents(chars, chars, 8, 10) == [(6, 7), (6, 7)]

@@ -1,4 +1,4 @@
-"""Each hook of the training loop by itself."""
+"""Each hook of the training loop on its own."""
 
 import json
 import math
@@ -23,7 +23,7 @@ STATE = TrainState(jnp.zeros((), jnp.int32), {}, ())
 
 
 class Saves:
-    """Stands for the checkpoints: remembers what was saved, and the metrics by then."""
+    """Replaces the checkpoints: records what was saved, and the metrics logged by then."""
 
     def __init__(self, path):
         self._path, self.saved, self.waited = path, [], 0
@@ -83,7 +83,7 @@ def test_the_timetable():
 # --- numbers ---
 
 
-def test_numbers_come_a_step_late_unless_something_is_due():
+def test_numbers_come_one_step_late_unless_something_is_due():
     fetch, seen = hooks.FetchNumbers(), []
     for step in range(1, 6):
         moment = dispatched(step, Due(checkpoint=step == 3))
@@ -136,7 +136,7 @@ def test_steps_are_counted_and_logged(journal, tmp_path, capsys):
 # --- evaluations ---
 
 
-def test_evaluates_where_that_is_due():
+def test_an_evaluation_runs_when_it_is_due():
     hook = hooks.Evaluate(lambda state: result(float(state.step)))
     idle, due = Moment(1, STATE, Due(checkpoint=True)), Moment(2, STATE, Due(evaluation=True))
     hook(idle)
@@ -214,7 +214,7 @@ def test_checkpoints_are_saved_when_they_are_due_and_after_the_metrics(journal):
     assert saved == [(2, "", None), (3, "", 1.0), (5, "", None), (6, done, None)]
 
 
-def test_a_signal_ends_the_process_once_all_is_saved(journal, tmp_path, capsys):
+def test_a_signal_ends_the_process_after_everything_is_saved(journal, tmp_path, capsys):
     hook = hooks.StopOnSignal(journal)
     hook(Moment(1, STATE, Due(checkpoint=True)))
     with pytest.raises(Interrupted) as interrupted:

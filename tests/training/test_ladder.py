@@ -1,4 +1,4 @@
-"""A ladder of small models: climbed at once, or killed between two rungs and within one."""
+"""A ladder of small models: undisturbed, or killed between two rungs and within one."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, cache) -> tuple[Path, str]:
-    """Its workdir and what it printed."""
+    """The workdir of an uninterrupted ladder, and what it printed."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "ladder"
     result = run("train.py", *flags(workdir), cache=cache)
     assert result.returncode == 0, result.stderr
@@ -83,7 +83,7 @@ def test_kills_between_two_rungs_and_within_one_change_no_bit(undisturbed, cache
     assert tables[0] == tables[1]
 
 
-def test_the_table_is_what_the_runs_have_logged(undisturbed):
+def test_the_table_matches_what_the_runs_have_logged(undisturbed):
     workdir, printed = undisturbed
     configs = rung_configs(ladder_mapping(), workdir)
     first, second = json.loads((workdir / "ladder.json").read_text())
@@ -120,19 +120,19 @@ def ladder_mapping(**changes):
         (("mini", "tiny"), r"mini cannot grow into tiny: a model cannot shrink: model\.head_dim"),
     ],
 )
-def test_a_ladder_that_cannot_be_climbed_is_refused_at_once(rungs, message, tmp_path):
+def test_a_ladder_that_cannot_be_climbed_is_refused_at_the_start(rungs, message, tmp_path):
     with pytest.raises(UserError, match=message):
         rung_configs(ladder_mapping(rungs=rungs), tmp_path)
 
 
-def test_a_mistake_in_a_rung_names_it(tmp_path):
+def test_an_error_in_a_rung_names_the_rung(tmp_path):
     mapping = ladder_mapping()
     mapping["mini"]["train"]["seq_len"] = 33
     with pytest.raises(UserError, match=r"rung mini: train\.seq_len 33 is not a multiple"):
         rung_configs(mapping, tmp_path)
 
 
-def test_an_unknown_knob_of_a_rung_is_one_line(cache, tmp_path):
+def test_an_unknown_knob_of_a_rung_gives_one_error_line(cache, tmp_path):
     wrong = [*flags(tmp_path / "ladder"), "--config.mini.train.learning_rte=1"]
     line = one_error_line(run("train.py", *wrong, cache=cache))
     assert "did you mean 'learning_rate'?" in line

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or damaged, and goes on."""
+"""Runs that are killed, stopped or damaged, and then resume."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def kill_at_step(workdir: Path, cache: Path, step: int, **overrides) -> None:
 
 
 def kill_while_saving(workdir: Path, cache: Path) -> None:
-    """Kills while a half-written checkpoint lies in the folder."""
+    """Kills the run while a half-written checkpoint is in its folder."""
     process = start(workdir, cache)
     checkpoints = workdir / "checkpoints"
     while process.poll() is None:
@@ -105,14 +105,14 @@ def test_kills_at_any_time_change_no_bit(undisturbed, cache, tmp_path):
     kill_at_step(workdir, cache, 47)
     result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
     assert result.returncode == 0, result.stderr
-    assert resumed_from(result) in (31, 40)  # 40 may still have been in the writing
+    assert resumed_from(result) in (31, 40)  # 40 may not have been written completely
     for one, other in zip(final_params(undisturbed), final_params(workdir), strict=True):
         np.testing.assert_array_equal(one, other)
     assert losses(workdir) == losses(undisturbed)
 
 
 def last_state(opened, planned):
-    """All of the last checkpoint: parameters, the optimizer's state and memory."""
+    """The complete last checkpoint: parameters, optimizer state and memory."""
     like = init_train_state(opened.config, planned.optimizer, jax.random.key(1))
     state, progress = opened.checkpoints.restore_newest(like, pytest.fail)
     assert progress["finished"]
@@ -122,8 +122,8 @@ def last_state(opened, planned):
 
 @pytest.mark.usefixtures("quick_compiling")
 def test_a_kill_changes_no_bit_of_a_run_that_carries_memory(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles sooner
-    changes = {"train__carry_memory": True, "data__sample_chars": 4000}  # 62 steps an epoch
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # faster compilation
+    changes = {"train__carry_memory": True, "data__sample_chars": 4000}  # 62 steps per epoch
     undisturbed, killed, cache = (tmp_path / name for name in ("undisturbed", "killed", "cache"))
     assert run("train.py", *train_flags(undisturbed, **LOG, **changes), cache=cache).returncode == 0
     kill_at_step(killed, cache, 50, **changes)  # 20 is saved, 40 may be
@@ -138,7 +138,7 @@ def test_a_kill_changes_no_bit_of_a_run_that_carries_memory(tmp_path, monkeypatc
     actual = last_state(open_run(killed), planned)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
-    # Validation reads on from window to window as well.
+    # Validation carries memory from window to window, too.
     eval_step = make_eval_step(opened.config.model)
     carried, fresh = (
         evaluate(eval_step, expected.params, opened.split("validation"), opened.config, carry).loss
@@ -151,7 +151,7 @@ def test_a_kill_changes_no_bit_of_a_run_that_carries_memory(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_saves_the_step_it_came_in(undisturbed, cache, tmp_path, signal_number):
+def test_a_stop_signal_saves_the_current_step(undisturbed, cache, tmp_path, signal_number):
     workdir = tmp_path / "run"
     process = start(workdir, cache)
     wait_for_step(process, 25)
@@ -176,7 +176,7 @@ def test_a_finished_run_does_nothing(undisturbed, cache):
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
-def test_an_unreadable_checkpoint_falls_back_to_the_one_before(undisturbed, cache, tmp_path):
+def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(undisturbed, cache, tmp_path):
     workdir = tmp_path / "run"
     kill_at_step(workdir, cache, 55)
     steps = saved_steps(workdir)
@@ -191,7 +191,7 @@ def test_an_unreadable_checkpoint_falls_back_to_the_one_before(undisturbed, cach
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_full_disk_gives_one_line_and_loses_nothing(undisturbed, cache, tmp_path):
+def test_a_full_disk_gives_one_error_line_and_loses_nothing(undisturbed, cache, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]

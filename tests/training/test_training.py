@@ -1,4 +1,4 @@
-"""Whole runs of a small model, and what they leave in their workdir."""
+"""Complete runs of a small model, and the files in their workdir."""
 
 import dataclasses
 import json
@@ -49,9 +49,9 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Finished:
-    """A run on two files, the second of which starts in the middle of the validation split.
+    """A run on two files; the second one starts in the middle of the validation split.
 
-    Its learning rate rises in the end, so that its best checkpoint is not one of the last.
+    The learning rate rises at the end, so that the best checkpoint is not one of the last.
     """
     folder = tmp_path_factory.mktemp("finished")
     text = sample_texts(0, 3000)[0].replace("e", "ğ").replace("o", "ş")[:3000]
@@ -93,13 +93,13 @@ def test_every_step_has_one_line(finished):
     ]
 
 
-def test_the_learning_rate_in_the_log_is_that_of_the_schedule(finished):
+def test_the_logged_learning_rate_follows_the_schedule(finished):
     schedule = learning_rate_schedule(finished.config.train, 74)
     for line in finished.train_lines():
         assert line["learning_rate"] == float(schedule(line["step"]))
 
 
-def test_rows_of_epochs_are_the_statistics_of_their_steps(finished):
+def test_epoch_rows_are_the_statistics_of_their_steps(finished):
     rows = read_metrics(finished.workdir, "epoch")
     assert [row["epoch"] for row in rows] == [1, 2]
     evaluations = {line["step"]: line for line in finished.evaluations()}
@@ -132,7 +132,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(finished):
 
 
 @pytest.mark.parametrize("name", ["73", "newest", "-1"])
-def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(finished, name):
+def test_a_missing_checkpoint_is_refused_with_a_list_of_existing_ones(finished, name):
     with pytest.raises(UserError, match=rf"no checkpoint '{name}'.*best, latest, final.* 74"):
         open_run(finished.workdir).checkpoints.resolve(name)
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(finished,
 
 
 def text_of(split, tokenizer):
-    """The text of a split, document for document."""
+    """The text of a split, one string per document."""
     tokens, documents = split.tokens.read(0, split.num_tokens)
     starts = np.flatnonzero(np.diff(documents)) + 1
     return [tokenizer.decode(tokens.tolist()) for tokens in np.split(tokens, starts)]
@@ -247,7 +247,7 @@ def test_another_config_is_refused(finished):
 def test_another_corpus_is_refused(finished, where):
     one, two = finished.texts
     changed = {
-        "train": [one[1] + one[0] + one[2:], two],  # the same characters as often as before
+        "train": [one[1] + one[0] + one[2:], two],  # the same counts of every character
         "test": [one, two[:-1] + "a"],
         "boundary": [one + two[0], two[1:]],
     }[where]
@@ -337,8 +337,8 @@ def test_the_best_checkpoint_outlives_worse_ones(tmp_path, losses, best):
 # --- the step ---
 
 
-def test_micro_batches_add_up_to_the_whole_batch():
-    # Of a plain gradient step, because Adam's first would show but the signs of the gradient.
+def test_micro_batches_add_up_to_the_full_batch():
+    # Uses plain gradient descent: Adam's first step shows only the signs of the gradient.
     optimizer = optax.sgd(1.0)
     rng = np.random.default_rng(0)
     shape = 4, 16
