@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, memory_sequence, saliency
-from mmrec_jax.model.ops import Linear, dropout, matmul
+from mmrec_jax.model.ops import Linear, affine, dropout
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
@@ -241,7 +241,7 @@ class Block(nnx.Module):
         """The inputs and the weights of the recurrence, float32 or wider."""
         W_mz, W_mh = jnp.split(self.W_m.kernel[...], 2)
         z = z.astype(W_mz.dtype)
-        inputs = CoreInputs(z, gamma, zm=matmul(z, W_mz) + self.W_m.bias[...])
+        inputs = CoreInputs(z, gamma, zm=affine(z, W_mz, self.W_m.bias[...]))
         W = jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1)
         return inputs, CoreWeights(W, b_g=self.W_g.bias[...])
 

@@ -23,6 +23,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrec_jax.model.ops import attend, similarity
+
 ROPE_BASE = 10_000.0
 # Saliencies that differ by at most this count as equal. Equal tokens have equal saliency in the
 # first layer, but the forms of the model round it differently; if they compared it to the last bit,
@@ -136,23 +138,6 @@ def rotate(
 ) -> Float[Array, "*batch T K"]:
     """Rotates queries or keys to these positions: one for each of T, or a single one for all."""
     return turn(x, *rotary(positions, x.shape[-1], x.dtype))
-
-
-def similarity(
-    q: Float[Array, "*batch i K"], k: Float[Array, "*batch j K"]
-) -> Float[Array, "*batch i j"]:
-    """The attention logits q k^T / sqrt(K), float32 or wider."""
-    dtype = jnp.promote_types(k.dtype, jnp.float32)
-    logits = jnp.einsum("...ik,...jk->...ij", q, k, preferred_element_type=dtype)
-    return logits / q.shape[-1] ** 0.5
-
-
-def attend(
-    logits: Float[Array, "*batch i j"], v: Float[Array, "*batch j K"]
-) -> Float[Array, "*batch i K"]:
-    """softmax(logits) v: the values that attention reads, in the dtype of v."""
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("...ij,...jk->...ik", weights, v)
 
 
 def bank_bias(s: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:

@@ -19,13 +19,12 @@ from mmrec_jax.model.memory import (
     MemoryState,
     Read,
     Segments,
-    attend,
     bank_bias,
     followed_by_room,
     keep_most_salient,
     rotate,
-    similarity,
 )
+from mmrec_jax.model.ops import attend, similarity
 
 
 class Tokens(NamedTuple):

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from mmrec_jax.model.ops import affine_gradients
+
 
 class CoreInputs(NamedTuple):
     """The inputs of the recurrence at every step, float32 or wider."""
@@ -137,9 +139,10 @@ def _backward(mu, residuals, grad_h):
     d = _time_major(d)
 
     da = jnp.concatenate([d, d], axis=-1) * slopes
-    da_g, da_m = jnp.split(da, 2, axis=-1)
+    _, da_m = jnp.split(da, 2, axis=-1)
     grad_inputs = CoreInputs(z=(g + mu * m) * d, gamma=(1 + mu) * h_prev * d, zm=da_m)
-    grad_weights = CoreWeights(W=jnp.einsum("btm,btn->mn", h_prev, da), b_g=da_g.sum((0, 1)))
+    grad_W, grad_b = affine_gradients(h_prev, da)
+    grad_weights = CoreWeights(W=grad_W, b_g=grad_b[: h0.shape[-1]])
     return grad_inputs, grad_weights, grad_h0, None
 
 

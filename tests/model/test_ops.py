@@ -6,23 +6,40 @@ import numpy as np
 import pytest
 
 from mmrec_jax.model import ops
-from mmrec_jax.model.ops import dropout, matmul
+from mmrec_jax.model.ops import affine, affine_gradients, attend, dropout, similarity
 
 
-@pytest.mark.parametrize("columns", [3, 5, 8])
-def test_matmul_and_its_gradients_are_those_of_the_plain_form(columns):
+def matmul(x, w):
+    return affine(x, w, None)
+
+
+@pytest.mark.parametrize(
+    ("operation", "function", "shapes"),
+    [
+        ("affine", affine, [(2, 6, 5), (5, 3), (3,)]),
+        ("affine", affine, [(2, 6, 5), (5, 8), (8,)]),
+        ("affine", matmul, [(2, 6, 5), (5, 5)]),
+        ("affine", affine_gradients, [(2, 6, 5), (2, 6, 4)]),
+        ("attention", similarity, [(2, 3, 6, 4), (2, 3, 7, 4)]),
+        ("attention", attend, [(2, 3, 6, 7), (2, 3, 7, 4)]),
+    ],
+)
+def test_an_operation_and_its_gradients_are_those_of_the_plain_form(operation, function, shapes):
     random = np.random.default_rng(0)
     with jax.enable_x64(True):
-        x, w = (jnp.asarray(random.normal(size=shape)) for shape in ((2, 6, 5), (5, columns)))
-        with ops.plain("matmul"):
-            expected, plain_pull_back = jax.vjp(matmul, x, w)
-        actual, pull_back = jax.vjp(matmul, x, w)
-        assert "custom_vjp" in str(jax.make_jaxpr(matmul)(x, w))  # not the plain form twice
-        dy = jnp.asarray(random.normal(size=expected.shape))
-        for mine, theirs in zip(
-            (actual, *pull_back(dy)), (expected, *plain_pull_back(dy)), strict=True
-        ):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
+        arguments = [jnp.asarray(random.normal(size=shape)) for shape in shapes]
+        with ops.plain(operation):
+            expected, plain_pull_back = jax.vjp(function, *arguments)
+            plain_program = str(jax.make_jaxpr(lambda *x: function(*x))(*arguments))
+        actual, pull_back = jax.vjp(function, *arguments)
+        program = str(jax.make_jaxpr(lambda *x: function(*x))(*arguments))
+        assert program != plain_program  # not the plain form twice
+        dy = jax.tree.map(lambda y: jnp.asarray(random.normal(size=y.shape)), expected)
+        jax.tree.map(
+            lambda mine, theirs: np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-13),
+            (actual, pull_back(dy)),
+            (expected, plain_pull_back(dy)),
+        )
 
 
 def test_the_plain_form_of_dropout_is_that_of_jax():
