@@ -54,21 +54,19 @@ def train_flags(workdir: Path, **overrides) -> list[str]:
     ]
 
 
-def environment(cache: Path) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Keeps compiled programs between the processes of a test, and compiles them quickly."""
     return {
         **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nearly all of a small run's time is compiling
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def run(script: str, *flags: str, cache: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+def run(script: str, *flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(script, *flags),
-        env=environment(cache),
+        env=environment(),
         cwd=cwd,
         capture_output=True,
         text=True,

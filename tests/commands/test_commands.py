@@ -11,82 +11,77 @@ from mmrec_jax.training.loop import train
 from small_runs import ROOT, config, one_error_line, run, train_flags
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_unknown_config_key_names_the_nearest(cache, tmp_path):
+def test_an_unknown_config_key_names_the_nearest(tmp_path):
     flags = [*train_flags(tmp_path / "run"), "--config.train.learning_rte=1e-3"]
-    line = one_error_line(run("train.py", *flags, cache=cache))
+    line = one_error_line(run("train.py", *flags))
     assert "learning_rte" in line
     assert "did you mean 'learning_rate'?" in line
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("overrides", [[], ["--config.train.seed=1"]], ids=str)
-def test_a_missing_config_file_names_the_nearest(cache, tmp_path, overrides):
+def test_a_missing_config_file_names_the_nearest(tmp_path, overrides):
     missing = ROOT / "configs/tyny.py"
     flags = [f"--config={missing}", f"--workdir={tmp_path / 'run'}", *overrides]
-    line = one_error_line(run("train.py", *flags, cache=cache))
+    line = one_error_line(run("train.py", *flags))
     assert f"there is no config file {missing}" in line
     assert f"did you mean '{ROOT / 'configs/tiny.py'}'?" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_glob_that_matches_nothing(cache, tmp_path):
+def test_a_glob_that_matches_nothing(tmp_path):
     pattern = str(tmp_path / "books/*.txt")
     flags = train_flags(tmp_path / "run", data__source="text", data__path=pattern)
-    line = one_error_line(run("train.py", *flags, cache=cache))
+    line = one_error_line(run("train.py", *flags))
     assert f"data.path {pattern!r} matches no file" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_that_do_not_fit_together(cache, tmp_path):
+def test_values_that_do_not_fit_together(tmp_path):
     flags = train_flags(tmp_path / "run", model__dim=18, model__num_heads=4)
-    line = one_error_line(run("train.py", *flags, cache=cache))
+    line = one_error_line(run("train.py", *flags))
     assert "model.dim 18 is not divisible by model.num_heads 4" in line
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [["eval.py"], ["generate.py", "--prompt=The"]])
-def test_a_missing_workdir(cache, tmp_path, command):
+def test_a_missing_workdir(tmp_path, command):
     missing = tmp_path / "run"
-    line = one_error_line(run(*command, f"--workdir={missing}", cache=cache))
+    line = one_error_line(run(*command, f"--workdir={missing}"))
     assert f"there is no workdir {missing}" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_workdir_without_checkpoints(cache, tmp_path):
+def test_a_workdir_without_checkpoints(tmp_path):
     workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
     before = contents(tmp_path)
-    line = one_error_line(run("eval.py", f"--workdir={tmp_path / 'run'}", cache=cache))
+    line = one_error_line(run("eval.py", f"--workdir={tmp_path / 'run'}"))
     assert f"{tmp_path / 'run'} has no checkpoints yet" in line
     assert contents(tmp_path) == before
 
 
-def test_the_workdir_of_another_config(cache, tmp_path):
+def test_the_workdir_of_another_config(tmp_path):
     workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
     before = contents(tmp_path)
     flags = train_flags(tmp_path / "run", model__long_term=8)
-    line = one_error_line(run("train.py", *flags, cache=cache))
+    line = one_error_line(run("train.py", *flags))
     assert "model.long_term: 4 -> 8" in line
     assert contents(tmp_path) == before
 
 
-def test_a_variant_that_a_config_file_does_not_have(cache, tmp_path):
+def test_a_variant_that_a_config_file_does_not_have(tmp_path):
     flags = [f"--config={ROOT / 'configs/recall.py:half'}", f"--workdir={tmp_path / 'run'}"]
-    line = one_error_line(run("train.py", *flags, cache=cache))
+    line = one_error_line(run("train.py", *flags))
     assert line.startswith("error: there is no variant 'half'; choose one of full, no_long_term")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_workdirs_are_for_suites(cache):
-    line = one_error_line(run("eval.py", "--workdir=a", "--workdir=b", cache=cache))
+def test_several_workdirs_are_for_suites():
+    line = one_error_line(run("eval.py", "--workdir=a", "--workdir=b"))
     assert line == "error: --workdir may be given several times only with --suite"
 
 

@@ -184,7 +184,7 @@ def test_what_does_not_exist_is_refused_with_advice(folder, bool_q):
 def test_an_unknown_dataset_is_reported_in_one_line(folder, tmp_path):
     flags = train_flags(tmp_path / "run", data__source="tfds", data__tfds_name="plaes")
     flags.append(f"--config.data.tfds_dir={folder / 'tfds'}")
-    line = one_error_line(run("train.py", *flags, cache=tmp_path / "cache"))
+    line = one_error_line(run("train.py", *flags))
     assert "did you mean 'plays'?" in line
     assert not (tmp_path / "run").exists()
 

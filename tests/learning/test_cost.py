@@ -121,7 +121,7 @@ def test_every_size_has_the_shape_of_the_ladder(size):
 
 def test_the_largest_model_is_planned_without_being_initialized(tmp_path):
     flags = ["--dry_run", "--devices=32", "--tokens=2e11", "--flops=4e14"]
-    result = run("train.py", f"--config={ROOT / 'configs/mmrec_7b.py'}", *flags, cache=tmp_path)
+    result = run("train.py", f"--config={ROOT / 'configs/mmrec_7b.py'}", *flags)
     assert result.returncode == 0, result.stderr
     cfg = from_mapping(mmrec_7b.get_config())
     days = 2e11 * count_flops(cfg).training / (32 * 4e14) / 86_400

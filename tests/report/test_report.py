@@ -205,7 +205,7 @@ def test_a_report_states_that_a_run_is_in_progress(finished, tmp_path):
 
 
 def test_a_folder_that_is_not_a_workdir_gives_one_error_line(tmp_path):
-    line = one_error_line(run("report.py", f"--workdir={tmp_path}", cache=tmp_path / "cache"))
+    line = one_error_line(run("report.py", f"--workdir={tmp_path}"))
     assert f"{tmp_path} is not a workdir" in line
 
 

@@ -34,23 +34,18 @@ def flags(workdir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache) -> tuple[Path, str]:
+def undisturbed(tmp_path_factory) -> tuple[Path, str]:
     """The workdir of an uninterrupted ladder, and what it printed."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "ladder"
-    result = run("train.py", *flags(workdir), cache=cache)
+    result = run("train.py", *flags(workdir))
     assert result.returncode == 0, result.stderr
     return workdir, result.stdout
 
 
-def kill_at(line_start: str, workdir: Path, cache: Path) -> None:
+def kill_at(line_start: str, workdir: Path) -> None:
     process = subprocess.Popen(
         command("train.py", *flags(workdir)),
-        env=environment(cache),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -65,13 +60,13 @@ def kill_at(line_start: str, workdir: Path, cache: Path) -> None:
     pytest.fail(f"never printed {line_start!r}: {process.stderr.read()}")
 
 
-def test_kills_between_two_rungs_and_within_one_change_no_bit(undisturbed, cache, tmp_path):
+def test_kills_between_two_rungs_and_within_one_change_no_bit(undisturbed, tmp_path):
     workdir = tmp_path / "ladder"
-    kill_at("rung 2 of 2", workdir, cache)
+    kill_at("rung 2 of 2", workdir)
     assert (workdir / "tiny/checkpoints/62").is_dir()
     assert not (workdir / "mini/checkpoints").exists()
-    kill_at("step 47/", workdir, cache)
-    result = run("train.py", *flags(workdir), cache=cache)
+    kill_at("step 47/", workdir)
+    result = run("train.py", *flags(workdir))
     assert result.returncode == 0, result.stderr
     assert "tiny has finished at step 62" in result.stdout
     assert int(re.search(r"resuming from step (\d+)", result.stdout)[1]) in (31, 40)
@@ -132,8 +127,8 @@ def test_an_error_in_a_rung_names_the_rung(tmp_path):
         rung_configs(mapping, tmp_path)
 
 
-def test_an_unknown_knob_of_a_rung_gives_one_error_line(cache, tmp_path):
+def test_an_unknown_knob_of_a_rung_gives_one_error_line(tmp_path):
     wrong = [*flags(tmp_path / "ladder"), "--config.mini.train.learning_rte=1"]
-    line = one_error_line(run("train.py", *wrong, cache=cache))
+    line = one_error_line(run("train.py", *wrong))
     assert "did you mean 'learning_rate'?" in line
     assert list(tmp_path.iterdir()) == []

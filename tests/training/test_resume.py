@@ -28,22 +28,17 @@ LOG = {"train__log_every": 1}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache) -> Path:
+def undisturbed(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
+    result = run("train.py", *train_flags(workdir, **LOG))
     assert result.returncode == 0, result.stderr
     return workdir
 
 
-def start(workdir: Path, cache: Path, **overrides) -> subprocess.Popen:
+def start(workdir: Path, **overrides) -> subprocess.Popen:
     return subprocess.Popen(
         command("train.py", *train_flags(workdir, **LOG, **overrides)),
-        env=environment(cache),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -57,16 +52,16 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
     pytest.fail(f"ended before step {step}: {process.stderr.read()}")
 
 
-def kill_at_step(workdir: Path, cache: Path, step: int, **overrides) -> None:
-    process = start(workdir, cache, **overrides)
+def kill_at_step(workdir: Path, step: int, **overrides) -> None:
+    process = start(workdir, **overrides)
     wait_for_step(process, step)
     process.kill()
     process.wait()
 
 
-def kill_while_saving(workdir: Path, cache: Path) -> None:
+def kill_while_saving(workdir: Path) -> None:
     """Kills the run while a half-written checkpoint is in its folder."""
-    process = start(workdir, cache)
+    process = start(workdir)
     checkpoints = workdir / "checkpoints"
     while process.poll() is None:
         half_written = list(checkpoints.glob("*orbax-checkpoint-tmp*"))
@@ -97,13 +92,13 @@ def losses(workdir: Path) -> list[tuple]:
     ]
 
 
-def test_kills_at_any_time_change_no_bit(undisturbed, cache, tmp_path):
+def test_kills_at_any_time_change_no_bit(undisturbed, tmp_path):
     workdir = tmp_path / "run"
-    kill_at_step(workdir, cache, 7)  # before any checkpoint
-    kill_while_saving(workdir, cache)
-    kill_at_step(workdir, cache, 29)  # between two checkpoints
-    kill_at_step(workdir, cache, 47)
-    result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
+    kill_at_step(workdir, 7)  # before any checkpoint
+    kill_while_saving(workdir)
+    kill_at_step(workdir, 29)  # between two checkpoints
+    kill_at_step(workdir, 47)
+    result = run("train.py", *train_flags(workdir, **LOG))
     assert result.returncode == 0, result.stderr
     assert resumed_from(result) in (31, 40)  # 40 may not have been written completely
     for one, other in zip(final_params(undisturbed), final_params(workdir), strict=True):
@@ -124,10 +119,10 @@ def last_state(opened, planned):
 def test_a_kill_changes_no_bit_of_a_run_that_carries_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # faster compilation
     changes = {"train__carry_memory": True, "data__sample_chars": 4000}  # 62 steps per epoch
-    undisturbed, killed, cache = (tmp_path / name for name in ("undisturbed", "killed", "cache"))
-    assert run("train.py", *train_flags(undisturbed, **LOG, **changes), cache=cache).returncode == 0
-    kill_at_step(killed, cache, 50, **changes)  # 20 is saved, 40 may be
-    result = run("train.py", *train_flags(killed, **LOG, **changes), cache=cache)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert run("train.py", *train_flags(undisturbed, **LOG, **changes)).returncode == 0
+    kill_at_step(killed, 50, **changes)  # 20 is saved, 40 may be
+    result = run("train.py", *train_flags(killed, **LOG, **changes))
     assert result.returncode == 0, result.stderr
     assert resumed_from(result) in (20, 40)
     assert losses(killed) == losses(undisturbed)
@@ -151,9 +146,9 @@ def test_a_kill_changes_no_bit_of_a_run_that_carries_memory(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_saves_the_current_step(undisturbed, cache, tmp_path, signal_number):
+def test_a_stop_signal_saves_the_current_step(undisturbed, tmp_path, signal_number):
     workdir = tmp_path / "run"
-    process = start(workdir, cache)
+    process = start(workdir)
     wait_for_step(process, 25)
     process.send_signal(signal_number)
     output, errors = process.communicate(timeout=60)
@@ -161,28 +156,28 @@ def test_a_stop_signal_saves_the_current_step(undisturbed, cache, tmp_path, sign
     assert "Traceback" not in errors
     saved = int(output.split("saved step ")[1].split(";")[0])
     assert saved >= 25
-    result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
+    result = run("train.py", *train_flags(workdir, **LOG))
     assert f"resuming from step {saved}" in result.stdout
     for one, other in zip(final_params(undisturbed), final_params(workdir), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_finished_run_does_nothing(undisturbed, cache):
+def test_a_finished_run_does_nothing(undisturbed):
     before = (undisturbed / "metrics.jsonl").read_bytes()
-    result = run("train.py", *train_flags(undisturbed, **LOG), cache=cache)
+    result = run("train.py", *train_flags(undisturbed, **LOG))
     assert result.returncode == 0
     assert "has finished at step 62" in result.stdout
     assert "nothing to do" in result.stdout
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
-def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(undisturbed, cache, tmp_path):
+def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(undisturbed, tmp_path):
     workdir = tmp_path / "run"
-    kill_at_step(workdir, cache, 55)
+    kill_at_step(workdir, 55)
     steps = saved_steps(workdir)
     for path in (workdir / "checkpoints" / str(steps[-1])).glob("params/**/d/*"):
         path.write_bytes(path.read_bytes()[:10])
-    result = run("train.py", *train_flags(workdir, **LOG), cache=cache)
+    result = run("train.py", *train_flags(workdir, **LOG))
     assert result.returncode == 0, result.stderr
     assert f"checkpoint {steps[-1]} cannot be read" in result.stdout
     assert resumed_from(result) == steps[-2]
@@ -191,7 +186,7 @@ def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(undisturbed, ca
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_full_disk_gives_one_error_line_and_loses_nothing(undisturbed, cache, tmp_path):
+def test_a_full_disk_gives_one_error_line_and_loses_nothing(undisturbed, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
@@ -199,10 +194,10 @@ def test_a_full_disk_gives_one_error_line_and_loses_nothing(undisturbed, cache, 
         pytest.skip("mounting a small file system needs root")
     try:
         flags = train_flags(disk / "run", **LOG)
-        line = one_error_line(run("train.py", *flags, cache=cache))
+        line = one_error_line(run("train.py", *flags))
         assert "No space left on device" in line
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-        result = run("train.py", *flags, cache=cache)
+        result = run("train.py", *flags)
         assert result.returncode == 0, result.stderr
         for one, other in zip(final_params(undisturbed), final_params(disk / "run"), strict=True):
             np.testing.assert_array_equal(one, other)
