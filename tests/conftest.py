@@ -1,4 +1,4 @@
-"""Checks every shape annotation of the package, but only while tests run."""
+"""Tests compile quickly, share what they compile, and check every shape annotation."""
 
 import atexit
 import os
@@ -10,6 +10,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set in the first process, f
     atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of a test's time is compiling
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jaxtyping
@@ -26,11 +27,11 @@ def token_cache(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def quick_compiling():
-    """Makes XLA optimize little, because a small run spends nearly all of its time compiling."""
+@pytest.fixture
+def optimized():
+    """Compiles as outside of the tests."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -55,12 +55,8 @@ def train_flags(workdir: Path, **overrides) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Keeps compiled programs between the processes of a test, and compiles them quickly."""
-    return {
-        **os.environ,
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nearly all of a small run's time is compiling
-        "PYTHONUNBUFFERED": "1",
-    }
+    """That of the tests, whose compiled programs the command shares (conftest.py)."""
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 def run(script: str, *flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:

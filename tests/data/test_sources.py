@@ -12,8 +12,6 @@ from mmrec_jax.runs.metrics import read_metrics
 from mmrec_jax.training.loop import train
 from small_runs import config
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 TEXT = sample_texts(3, 30_000)[0]
 
 

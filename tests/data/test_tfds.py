@@ -137,6 +137,7 @@ def bool_q(folder):
     return passages
 
 
+@pytest.mark.slow
 def test_a_downloaded_dataset_of_the_catalog_is_prepared_and_read(folder, bool_q, tmp_path):
     flags = train_flags(
         tmp_path / "run",

@@ -20,8 +20,6 @@ from mmrec_jax.inference.generation import Generator, Sampling, StopStrings, dra
 from mmrec_jax.training.loop import train
 from small_runs import ROOT, config
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 CHUNK = 4
 GREEDY = Sampling(temperature=0.0)
 

@@ -6,7 +6,6 @@ import io
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-import pytest
 from nbclient import NotebookClient
 
 from mmrec_jax.report.plots import draw_saliency
@@ -14,11 +13,9 @@ from mmrec_jax.training.loop import train
 from small_runs import ROOT, config
 
 
-@pytest.mark.usefixtures("quick_compiling")
 def test_every_cell_runs_and_draws_its_pictures(tmp_path, monkeypatch):
     train(config(train__num_epochs=1), tmp_path / "run")
     monkeypatch.setenv("WORKDIR", str(tmp_path / "run"))
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # faster compilation
     notebook = nbformat.read(ROOT / "notebooks/inference.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)  # none is committed
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}

@@ -80,6 +80,7 @@ def test_flops_are_those_of_the_program(changes):
     assert flops.training == products(training.jaxpr) / tokens.size
 
 
+@pytest.mark.usefixtures("optimized")
 def test_memory_is_what_the_compiler_allocates():
     cfg = config(
         model__dim=64,

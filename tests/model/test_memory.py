@@ -62,6 +62,7 @@ def test_float64_logits_equal_oracle(config, text):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("text", TEXTS)
 def test_float32_logits_equal_oracle(text):
     config = small_config()
@@ -85,6 +86,7 @@ def split_read(config, params, tokens, documents, lengths):
     return np.concatenate(logits, axis=1), state
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("lengths", [(16, 16), (4,) * 8, (16, 4, 4, 4, 4)], ids=str)
 def test_whole_sequence_equals_parts_with_carried_state(text, lengths):

@@ -25,7 +25,7 @@ TIME = 40  # tokens of a text: complete chunks, so that the form for sequences c
 # Lengths of parts by batch size: below a chunk of 4, above, and complete chunks. Each is compiled.
 PARTS = {1: (1, 3, 7), 2: (1, 3), 3: (1, 16)}
 CLOSE = {"rtol": 0, "atol": 1e-5}
-PROPERTY = settings(max_examples=40, deadline=None, database=None)
+PROPERTY = settings(max_examples=20, deadline=None, database=None)
 
 
 def parameters(tied=False):

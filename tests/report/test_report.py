@@ -18,8 +18,6 @@ from mmrec_jax.runs.workdir import locked
 from mmrec_jax.training.loop import train
 from small_runs import ROOT, config, one_error_line, run
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 HOSTILE = (
     '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 2"> & <b>bold</b>\n'
 )

@@ -21,9 +21,7 @@ from mmrec_jax.learning.evaluate import EvalTokens, evaluate, make_eval_step
 from mmrec_jax.learning.step import init_train_state, make_train_step
 from small_runs import config
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
-PROPERTY = settings(max_examples=100, deadline=None, database=None)
+PROPERTY = settings(max_examples=40, deadline=None, database=None)
 LANES, WINDOW, WINDOWS = 4, 32, 3  # of the batches in the training tests
 
 
@@ -247,7 +245,7 @@ def pretended_step(_, batch, memory):
     return EvalTokens(loss * batch.weights, (batch.tokens % 3 == 0) * batch.weights), memory
 
 
-@settings(PROPERTY, max_examples=60)
+@settings(PROPERTY, max_examples=30)
 @given(
     st.lists(st.integers(1, 40) | st.sampled_from([64, 256, 512, 1999]), max_size=5),
     st.sampled_from([16, 64, 248, 256, 1000]),

@@ -61,7 +61,8 @@ def test_a_terminal_shows_epochs_curve_and_bar_and_a_log_file_shows_lines(monkey
     assert len(printed) == 4
 
 
-def test_a_profile_is_a_trace_and_its_costliest_operations(tmp_path, capsys, quick_compiling):
+@pytest.mark.slow
+def test_a_profile_is_a_trace_and_its_costliest_operations(tmp_path, capsys):
     train(config(train__num_steps=20), tmp_path / "run", profile=True)
     (trace,) = (tmp_path / "run/profile").rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]

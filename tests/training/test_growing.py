@@ -25,8 +25,6 @@ from mmrec_jax.training.growing import grown_state, open_source, parents
 from mmrec_jax.training.loop import train
 from small_runs import config
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 LARGER = {"model__dim": 32, "model__num_layers": 2, "train__num_steps": 12}
 
 

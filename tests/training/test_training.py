@@ -29,8 +29,6 @@ from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.training.loop import train
 from small_runs import config
 
-pytestmark = pytest.mark.usefixtures("quick_compiling")
-
 KEEP, CHECKPOINT_EVERY = 2, 7
 
 
