@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set in the first process, for all it starts
     _compiled = tempfile.mkdtemp(prefix="compiled-")
@@ -13,6 +14,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set in the first process, f
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most of a test's time is compiling
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import filelock
 import jaxtyping
 import pytest
 
@@ -25,6 +27,20 @@ def token_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("token_cache")
     os.environ["MMREC_CACHE_DIR"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """The workdir of a small run of one epoch, trained once for all workers; not to be changed."""
+    from mmrec_jax.training.loop import train
+    from small_runs import config
+
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "trained"
+    with filelock.FileLock(f"{path}.lock"):
+        if not path.exists():
+            train(config(train__num_epochs=1), path)
+    return path
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def files(folder):
         pytest.param("sample", "char", {}, marks=pytest.mark.slow),
         pytest.param("text", "byte", {"path": "plays.txt.gz"}, marks=pytest.mark.slow),
         ("jsonl", "bpe", {"path": "lines.jsonl.zst", "field": "body"}),
-        ("python_docs", "bpe", {"test_fraction": 0.0}),
+        pytest.param("python_docs", "bpe", {"test_fraction": 0.0}, marks=pytest.mark.slow),
         ("text", "tokenizer.json", {"path": "."}),
     ],
 )

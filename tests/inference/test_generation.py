@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,8 +18,7 @@ import mmrec_jax
 from mmrec_jax.data.tokenizers import document_tokens
 from mmrec_jax.errors import UserError
 from mmrec_jax.inference.generation import Generator, Sampling, StopStrings, draw
-from mmrec_jax.training.loop import train
-from small_runs import ROOT, config
+from small_runs import ROOT
 
 CHUNK = 4
 GREEDY = Sampling(temperature=0.0)
@@ -132,10 +132,8 @@ def test_a_stream_ends_before_the_first_stop_string_however_it_is_cut(text, stop
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("generation") / "run"
-    train(config(train__num_epochs=1), path)
-    return path
+def workdir(trained_run, tmp_path_factory):
+    return shutil.copytree(trained_run, tmp_path_factory.mktemp("generation") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -9,13 +10,12 @@ import numpy as np
 from nbclient import NotebookClient
 
 from mmrec_jax.report.plots import draw_saliency
-from mmrec_jax.training.loop import train
-from small_runs import ROOT, config
+from small_runs import ROOT
 
 
-def test_every_cell_runs_and_draws_its_pictures(tmp_path, monkeypatch):
-    train(config(train__num_epochs=1), tmp_path / "run")
-    monkeypatch.setenv("WORKDIR", str(tmp_path / "run"))
+def test_every_cell_runs_and_draws_its_pictures(trained_run, tmp_path, monkeypatch):
+    workdir = shutil.copytree(trained_run, tmp_path / "run")
+    monkeypatch.setenv("WORKDIR", str(workdir))
     notebook = nbformat.read(ROOT / "notebooks/inference.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)  # none is committed
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}

@@ -130,7 +130,9 @@ def test_kills_at_any_time_change_no_bit(undisturbed, tmp_path):
     assert abs(carried - fresh) > 1e-4
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stop_signal_saves_the_current_step(undisturbed, tmp_path, signal_number):
     workdir = tmp_path / "run"
     process = start(workdir)
