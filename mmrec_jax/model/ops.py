@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
-OPERATIONS = ("affine", "transposed", "attention", "dropout")
+OPERATIONS = ("affine", "attention", "dropout")
 _plain: frozenset[str] = frozenset()
 
 
@@ -99,11 +99,6 @@ class Linear(nnx.Linear):
         kernel, bias = self.kernel[...], self.bias[...] if self.use_bias else None
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         return affine(inputs, kernel, bias)
-
-
-def transposed(w: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """W^T, for a loop: written to memory once, where XLA would multiply by W in a slower way."""
-    return lax.optimization_barrier(w.T) if _is_fast("transposed") else w.T
 
 
 # --- attention ---
