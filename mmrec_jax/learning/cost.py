@@ -28,7 +28,7 @@ from mmrec_jax.data.batches import Batch
 from mmrec_jax.learning.loss import training_loss
 from mmrec_jax.learning.optimizer import make_optimizer
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.model.params import init_params
+from mmrec_jax.model.params import param_shapes
 
 _EMBEDDING, _NORMS, _READING, _UBOO = "embedding, logits", "norms", "reading memories", "UBOO"
 _PARTS = {
@@ -117,7 +117,7 @@ def count_memory(config: Config) -> Memory:
 def _shapes(model: ModelConfig):
     """Shapes of the parameters. All layers are alike, so only one is traced."""
     one = dataclasses.replace(model, num_layers=1)
-    params = jax.eval_shape(lambda: init_params(one, jax.random.key(0)))
+    params = param_shapes(one)
     return {**params, "blocks": dict.fromkeys(range(model.num_layers), params["blocks"][0])}
 
 
