@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -117,14 +118,7 @@ class Generator:
     def write(
         self, session: Session, max_tokens: int, sampling: Sampling
     ) -> Iterator[tuple[np.ndarray, Session]]:
-        """Draws tokens one after another.
-
-        The next token is computed while the caller uses this one.
-
-        Args:
-            session: in which every text has at least one token.
-            max_tokens: number of tokens to draw per text.
-            sampling: how to draw them.
+        """Draws `max_tokens` tokens per text, one after another.
 
         Yields:
             Tokens, int32 [batch], and the session after reading them.
@@ -134,21 +128,15 @@ class Generator:
         """
         if not np.all(session.read):
             raise UserError("the prompt is empty; give at least one token")
-        pending = None
+        # The next token is computed while the caller uses this one.
+        steps = itertools.chain(self._steps(session, max_tokens, sampling), [None])
+        for (tokens, after), _ in itertools.pairwise(steps):
+            yield np.asarray(tokens), after
+
+    def _steps(self, session, max_tokens, sampling):
         for _ in range(max_tokens):
-            following = self._advance(
-                self.params,
-                session,
-                float(sampling.temperature),
-                sampling.seed,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-            )
-            if pending is not None:
-                yield np.asarray(pending[0]), pending[1]
-            pending, session = following, following[1]
-        if pending is not None:
-            yield np.asarray(pending[0]), pending[1]
+            tokens, session = self._advance(self.params, session, **dataclasses.asdict(sampling))
+            yield tokens, session
 
 
 def draw(
@@ -173,28 +161,17 @@ def draw(
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
-class StopStrings:
-    """Cuts a stream of text at the first stop string; holds back any beginning of one."""
-
-    def __init__(self, stops: Sequence[str]):
-        self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.found = False
-
-    def feed(self, text: str) -> str:
-        """Adds more text and returns what can be shown now."""
-        self._held += text
-        places = [self._held.find(stop) for stop in self._stops]
-        places = [place for place in places if place >= 0]
-        if places:
-            self.found = True
-            return self._held[: min(places)]
-        held = self._held
-        beginnings = (stop[:n] for stop in self._stops for n in range(1, len(stop)))
-        keep = max((len(begun) for begun in beginnings if held.endswith(begun)), default=0)
-        shown, self._held = held[: len(held) - keep], held[len(held) - keep :]
-        return shown
-
-    def rest(self) -> str:
-        """What is still held back at the end of the stream."""
-        return "" if self.found else self._held
+def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """Cuts a stream of text before the first stop string; holds back any beginning of one."""
+    stops = [stop for stop in stops if stop]
+    beginnings = [stop[:n] for stop in stops for n in range(1, len(stop))]
+    held = ""
+    for piece in pieces:
+        held += piece
+        if places := [held.find(stop) for stop in stops if stop in held]:
+            yield held[: min(places)]
+            return
+        shown = len(held) - max((len(x) for x in beginnings if held.endswith(x)), default=0)
+        yield held[:shown]
+        held = held[shown:]
+    yield held

@@ -31,18 +31,19 @@ def look_inside(config: ModelConfig, params: Params, tokens: np.ndarray) -> Insi
     gamma_t + mu (1 - m_t + gamma_t) on h_{t-1}; feedback through the gates is ignored.
 
     Args:
-        config: of the model.
-        params: of the model.
+        config, params: those of the model.
         tokens: token ids, int32 [T], at least one.
     """
     time, chunk_len = len(tokens), config.chunk_len
     graph = model_graph(config)
     padded = np.pad(tokens, (0, -time % chunk_len))[None]
 
+    @jax.jit
     def look(params):
-        return _look(nnx.merge(graph, params), padded, time)
+        s, half_life = _look(nnx.merge(graph, params), padded, time)
+        return s, half_life, *_bank(config, s)
 
-    saliency, half_life, index, bank_s = map(np.asarray, jax.jit(look)(params))
+    saliency, half_life, index, bank_s = map(np.asarray, look(params))
     kept = np.zeros(saliency.shape, bool)
     for layer, head in np.ndindex(kept.shape[:2]):
         kept[layer, head, index[layer, head][np.isfinite(bank_s[layer, head])]] = True
@@ -51,14 +52,11 @@ def look_inside(config: ModelConfig, params: Params, tokens: np.ndarray) -> Insi
 
 
 def _look(model: MMRec, tokens, time):
-    """Saliencies and half-lives of one text; indices and saliencies of the tokens in the bank."""
+    """Saliencies and half-lives of one text."""
     config, state = model.config, init_state(model.config, 1)
     start = jnp.arange(tokens.shape[1])[None] == 0
-    segments = Segments(
-        start=start,
-        tokens=jnp.ones(tokens.shape, jnp.int32),
-        short=jnp.full((1, config.short_term), -1),
-    )
+    short = jnp.full((1, config.short_term), -1)
+    segments = Segments(start, jnp.ones(tokens.shape, jnp.int32), short)
     x, saliencies, half_lives = model.embedding(tokens), [], []
     for block, layer_state in zip(model.blocks, state.layers, strict=True):
         _, k, _, z, p, _ = block.project(x)
@@ -68,8 +66,7 @@ def _look(model: MMRec, tokens, time):
         half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(f[0, :time]), axis=0))
         saliencies.append(block.saliency(p)[0, :, :time])
         x, _, _ = block(x, segments, layer_state)
-    s = jnp.stack(saliencies)
-    return s, jnp.stack(half_lives), *_bank(config, s)
+    return jnp.stack(saliencies), jnp.stack(half_lives)
 
 
 def _bank(config: ModelConfig, s):
@@ -79,11 +76,7 @@ def _bank(config: ModelConfig, s):
     nothing = config.long_term + config.short_term  # empty places before the text
     s = s[:, :, : num_chunks * config.chunk_len]
     s = jnp.pad(s, ((0, 0), (0, 0), (nothing, 0)), constant_values=-jnp.inf)
-    index, saliency = select_salient(  # layers take the place of a batch: both are independent
-        s,
-        jnp.ones((layers, s.shape[-1]), jnp.int32),
-        jnp.ones((layers, num_chunks), jnp.int32),
-        config.chunk_len,
-        config.long_term,
-    )
+    # Layers take the place of a batch: both are independent. All tokens are of document 1.
+    documents = (jnp.ones((layers, count), jnp.int32) for count in (s.shape[-1], num_chunks))
+    index, saliency = select_salient(s, *documents, config.chunk_len, config.long_term)
     return index[-1] - nothing, saliency[-1]

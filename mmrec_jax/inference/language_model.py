@@ -4,7 +4,8 @@ lm = mmrec_jax.load("runs/tiny")
 print(lm.generate("The old "))
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from mmrec_jax.data.batches import TextWindows
 from mmrec_jax.data.tokenizers import Tokenizer, document_tokens
 from mmrec_jax.errors import UserError
-from mmrec_jax.inference.generation import Generator, Sampling, StopStrings
+from mmrec_jax.inference.generation import Generator, Sampling, until_stop
 from mmrec_jax.inference.inspection import Inside, look_inside
 from mmrec_jax.inference.sessions import fingerprint, load_session, save_session
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
@@ -20,11 +21,7 @@ from mmrec_jax.runs.workdir import open_run
 
 
 def load(workdir: str | Path, checkpoint: str = "best") -> "LanguageModel":
-    """Loads the model of a run.
-
-    Args:
-        workdir: of the run.
-        checkpoint: best, latest, final, or a step.
+    """Loads the model of a run: its checkpoint best, latest, final, or a step.
 
     Raises:
         UserError: the workdir or checkpoint does not exist or cannot be read.
@@ -33,13 +30,7 @@ def load(workdir: str | Path, checkpoint: str = "best") -> "LanguageModel":
 
 
 class LanguageModel:
-    """Reads and writes texts. Created by `load`.
-
-    Attributes:
-        config: of the run.
-        tokenizer: of the run.
-        params: nested dicts of arrays.
-    """
+    """Reads and writes texts. Has `config`, `tokenizer` and `params` of a run."""
 
     def __init__(self, workdir: Path, checkpoint: str):
         run = open_run(workdir)
@@ -69,19 +60,17 @@ class LanguageModel:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             return []
-        generator = self.generator
-        session = generator.start(len(prompts))
         tokens = [document_tokens(self.tokenizer, text) for text in prompts]
-        session = generator.read(session, tokens)
-        writers = [_Writer(self.tokenizer, stop) for _ in prompts]
-        texts = ["" for _ in prompts]
-        for tokens, _ in generator.write(session, max_tokens, Sampling(**sampling)):
-            for row, writer in enumerate(writers):
-                if not writer.found:
-                    texts[row] += writer.feed(int(tokens[row]))
-            if all(writer.found for writer in writers):
-                break
-        texts = [text + writer.rest() for text, writer in zip(texts, writers, strict=True)]
+        session = self.generator.read(self.generator.start(len(prompts)), tokens)
+        written = self.generator.write(session, max_tokens, Sampling(**sampling))
+
+        def read_row(row, steps):
+            tokens = (int(step[row]) for step in steps)
+            return "".join(until_stop(_pieces(self.tokenizer, tokens), stop))
+
+        # Each text reads up to its stop string; tokens are drawn when the first text needs them.
+        copies = itertools.tee((tokens for tokens, _ in written), len(prompts))
+        texts = [read_row(row, steps) for row, steps in enumerate(copies)]
         return texts[0] if isinstance(prompt, str) else texts
 
     def stream(
@@ -159,15 +148,13 @@ class Conversation:
         Everything generated counts as read, including a stop string.
         """
         self.read(prompt)
-        writer = _Writer(self._lm.tokenizer, stop)
-        written = self._lm.generator.write(self._session, max_tokens, Sampling(**sampling))
+        tokens = self._write(max_tokens, Sampling(**sampling))
+        yield from filter(None, until_stop(_pieces(self._lm.tokenizer, tokens), stop))
+
+    def _write(self, max_tokens, sampling):
+        written = self._lm.generator.write(self._session, max_tokens, sampling)
         for tokens, self._session in written:
-            if piece := writer.feed(int(tokens[0])):
-                yield piece
-            if writer.found:
-                return
-        if rest := writer.rest():
-            yield rest
+            yield int(tokens[0])
 
     def generate(self, prompt: str = "", max_tokens: int = 300, stop=(), **sampling) -> str:
         """Like `stream`, but returns the complete text."""
@@ -178,22 +165,8 @@ class Conversation:
         save_session(Path(path), self._session, self._lm.fingerprint())
 
 
-class _Writer:
-    """Turns the tokens of one text into the text to show, up to a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
-        self._decoder, self._stops = tokenizer.decoder(), StopStrings(stop)
-
-    @property
-    def found(self) -> bool:
-        """Whether a stop string has appeared."""
-        return self._stops.found
-
-    def feed(self, token: int) -> str:
-        return self._stops.feed(self._decoder.feed(token))
-
-    def rest(self) -> str:
-        if self._stops.found:
-            return ""
-        last = self._stops.feed(self._decoder.rest())
-        return last + ("" if self._stops.found else self._stops.rest())
+def _pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
+    """The text of a stream of tokens, piece by piece."""
+    decoder = tokenizer.decoder()
+    yield from map(decoder.feed, tokens)
+    yield decoder.rest()

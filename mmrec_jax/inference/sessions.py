@@ -44,12 +44,9 @@ def save_session(path: Path, session: Session, model: str) -> None:
 
 
 def load_session(path: Path, like: Session, model: str) -> Session:
-    """Reads a session.
+    """Reads a session of the model with this fingerprint.
 
-    Args:
-        path: of the file.
-        like: any session of the same model with one text, for its structure and dtypes.
-        model: fingerprint of the model.
+    `like` is any session of that model with one text, for its structure and dtypes.
 
     Raises:
         UserError: the file is missing, is not a session, or belongs to another model.

@@ -25,10 +25,10 @@ import optax
 
 from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.batches import Batch
-from mmrec_jax.learning.loss import training_loss
 from mmrec_jax.learning.optimizer import make_optimizer
+from mmrec_jax.learning.step import training_loss
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.model.params import init_params
+from mmrec_jax.model.params import param_shapes
 
 _EMBEDDING, _NORMS, _READING, _UBOO = "embedding, logits", "norms", "reading memories", "UBOO"
 _PARTS = {
@@ -117,7 +117,7 @@ def count_memory(config: Config) -> Memory:
 def _shapes(model: ModelConfig):
     """Shapes of the parameters. All layers are alike, so only one is traced."""
     one = dataclasses.replace(model, num_layers=1)
-    params = jax.eval_shape(lambda: init_params(one, jax.random.key(0)))
+    params = param_shapes(one)
     return {**params, "blocks": dict.fromkeys(range(model.num_layers), params["blocks"][0])}
 
 
@@ -133,20 +133,17 @@ def _bytes(tree) -> int:
 
 
 def _activations(config: Config) -> int:
-    layers = config.model.num_layers
-
-    def kept(num_layers: int, remat: bool) -> int:
-        return _kept(config, dataclasses.replace(config.model, num_layers=num_layers, remat=remat))
-
-    one, two = kept(1, config.model.remat), kept(2, config.model.remat)
+    layers, remat = config.model.num_layers, config.model.remat
+    one, two = _kept(config, 1, remat), _kept(config, 2, remat)
     total = one + (layers - 1) * (two - one)
-    if config.model.remat:  # the layer that is being recomputed
-        total += kept(2, False) - kept(1, False)
+    if remat:  # the layer that is being recomputed
+        total += _kept(config, 2, False) - _kept(config, 1, False)
     return total
 
 
-def _kept(config: Config, model: ModelConfig) -> int:
+def _kept(config: Config, num_layers: int, remat: bool) -> int:
     """Bytes kept between the forward and backward pass of a micro-batch, without parameters."""
+    model = dataclasses.replace(config.model, num_layers=num_layers, remat=remat)
     config = dataclasses.replace(config, model=model)
     rows = config.train.batch_size // config.train.accumulate_steps
     tokens = jax.ShapeDtypeStruct((rows, config.train.seq_len), jnp.int32)
@@ -160,8 +157,8 @@ def _kept(config: Config, model: ModelConfig) -> int:
 
         return jax.vjp(objective, params)[1]
 
-    kept = Counter(
-        (x.shape, x.dtype) for x in jax.tree.leaves(jax.eval_shape(backward, params, batch))
-    )
-    kept -= Counter((x.shape, x.dtype) for x in jax.tree.leaves(params))
-    return sum(count * _bytes(jax.ShapeDtypeStruct(*x)) for x, count in kept.items())
+    def count(tree) -> Counter:
+        return Counter((x.shape, x.dtype) for x in jax.tree.leaves(tree))
+
+    kept = count(jax.eval_shape(backward, params, batch)) - count(params)
+    return sum(number * _bytes(jax.ShapeDtypeStruct(*x)) for x, number in kept.items())

@@ -1,6 +1,7 @@
 """Loss, perplexity, accuracy and bits per byte of a model on a text."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.batches import Batch, TextWindows, every_window
 from mmrec_jax.data.dataset import Split
-from mmrec_jax.learning.loss import begin
+from mmrec_jax.learning.step import begin
 from mmrec_jax.model.lm import State, init_state
 from mmrec_jax.model.params import Params, model_graph
 
@@ -85,9 +86,8 @@ def evaluate(
 
     Args:
         eval_step: the result of `make_eval_step`.
-        params: the model's parameters.
+        params, config: those of the run.
         text: a split, read in `eval_batch_size` lanes, or windows, read in order.
-        config: the config of the run.
         carry_memory: whether a window starts with the memory of the previous one in its lane.
 
     Raises:
@@ -97,47 +97,42 @@ def evaluate(
     batches = text
     if isinstance(text, Split):
         batches = every_window(text, config.train.eval_batch_size, config.train.seq_len)
-    sums, memory, pending, last = _Sums(), None, None, None
-    for batch in batches:
-        if carry_memory and memory is None:
-            memory = init_state(config.model, len(batch.tokens))
-        tokens, memory = eval_step(params, batch, memory)
-        if pending is not None:  # fetched while the next step runs
-            sums.add(*pending)
-        context, last = _context(batch, last)
-        pending = (tokens, batch.weights, context)
-    sums.add(*pending)
+
+    def steps():
+        memory = last = None
+        for batch in batches:
+            if carry_memory and memory is None:
+                memory = init_state(config.model, len(batch.tokens))
+            tokens, memory = eval_step(params, batch, memory)
+            context, last = _context(batch, last)
+            yield tokens, batch.weights, context
+
+    # Each step is fetched while the next one runs.
+    in_flight = itertools.pairwise(itertools.chain(steps(), [None]))
+    by_bucket = sum(_sums(*step) for step, _ in in_flight)
     seconds = time.perf_counter() - start
-    loss, correct, count = sums.by_bucket.sum(axis=0)
+    loss, correct, count = by_bucket.sum(axis=0)
     return EvalResult(
         loss=float(loss / count),
         accuracy=float(correct / count),
         bits_per_byte=float(loss / math.log(2) / text.num_bytes),
         tokens=int(count),
         tokens_per_second=float(count / seconds),
-        by_position=sums.buckets(),
+        by_position=tuple(
+            Bucket(FIRST_BUCKET << index - 1 if index else 0, int(tokens), float(loss / tokens))
+            for index, (loss, _, tokens) in enumerate(by_bucket)
+            if tokens
+        ),
     )
 
 
-class _Sums:
-    """Float64 sums of loss, correct predictions and tokens, by bucket of context."""
-
-    def __init__(self):
-        self.by_bucket = np.zeros((64, 3))
-
-    def add(self, tokens, weights, context) -> None:
-        bucket = np.frexp(context // FIRST_BUCKET)[1]  # 0, then 1 + log2
-        for column, values in enumerate((*jax.device_get(tokens), weights)):
-            self.by_bucket[:, column] += np.bincount(
-                bucket.ravel(), values.ravel().astype(np.float64), minlength=64
-            )
-
-    def buckets(self) -> tuple[Bucket, ...]:
-        return tuple(
-            Bucket(FIRST_BUCKET << index - 1 if index else 0, int(tokens), float(loss / tokens))
-            for index, (loss, _, tokens) in enumerate(self.by_bucket)
-            if tokens
-        )
+def _sums(tokens: EvalTokens, weights, context) -> np.ndarray:
+    """Float64 sums of loss, correct predictions and tokens, by bucket of context, [64, 3]."""
+    bucket = np.frexp(context // FIRST_BUCKET)[1].ravel()  # 0, then 1 + log2
+    columns = (*jax.device_get(tokens), weights)
+    return np.stack(
+        [np.bincount(bucket, x.ravel().astype(np.float64), minlength=64) for x in columns], axis=1
+    )
 
 
 def _context(batch: Batch, last) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:

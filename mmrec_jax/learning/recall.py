@@ -17,22 +17,16 @@ LONG_PIECE = 512  # approximate number of tokens of noise read in one call
 
 
 def recall_accuracy(
-    config: Config,
-    params: Params,
-    multiples: tuple[int, ...] = MULTIPLES,
-    texts: int = TEXTS,
-    seed: int = 1,
+    config: Config, params: Params, multiples: tuple[int, ...] = MULTIPLES, texts: int = TEXTS
 ) -> tuple[dict[str, int], dict[str, list[float]]]:
     """Asks for the facts of each text after increasing amounts of noise.
 
     Each text is read once. At each length, a copy of the state reads the questions.
 
     Args:
-        config: the config of the run.
-        params: the model's parameters.
+        config, params: those of the run.
         multiples: text lengths as multiples of the training length, in increasing order.
         texts: number of texts per task.
-        seed: seed of the texts.
 
     Returns:
         By task: the number of answers asked for at each length, and the share of correct answers
@@ -46,7 +40,7 @@ def recall_accuracy(
     short_piece = _round_up(length // 4, chunk_len)
     long_piece = _round_up(LONG_PIECE, short_piece)
     read, skip = _readers(config)
-    rng = np.random.default_rng((config.data.sample_seed, 3, seed))
+    rng = np.random.default_rng((config.data.sample_seed, 3, 1))
 
     longest = max(recall.question_tokens(task, pairs) for task in recall.TASKS)
     end = _round_up(longest, short_piece)
@@ -56,24 +50,22 @@ def recall_accuracy(
             f"train.seq_len {length} is too short for {pairs} pairs and their questions"
         )
 
-    facts, ends, answers = [], [], []
-    for task in recall.TASKS:
-        for _ in range(texts):
-            text = recall.make_text(rng, task, pairs, fact_length)
-            before = end - len(text.questions)
-            facts.append(text.facts)
-            noise = recall.make_noise(rng, task, before)
-            ends.append(np.concatenate([noise, text.questions]))
-            answers.append(np.concatenate([np.zeros(before, bool), text.answers]))
-    facts, ends, answers = np.stack(facts), np.stack(ends), np.stack(answers)
+    def draw(task):
+        """Facts, then questions after noise, and which of these tokens are answers."""
+        text = recall.make_text(rng, task, pairs, fact_length)
+        before = end - len(text.questions)
+        questions = np.concatenate([recall.make_noise(rng, task, before), text.questions])
+        return text.facts, questions, np.pad(text.answers, (before, 0))
+
+    drawn = [draw(task) for task in recall.TASKS for _ in range(texts)]
+    facts, ends, answers = map(np.stack, zip(*drawn, strict=True))
 
     def noise(count):
-        return np.concatenate(
-            [
-                recall.make_noise(rng, task, texts * count).reshape(texts, count)
-                for task in recall.TASKS
-            ]
-        )
+        of_tasks = [recall.make_noise(rng, task, texts * count) for task in recall.TASKS]
+        return np.concatenate(of_tasks).reshape(-1, count)
+
+    def by_task(rows):
+        return np.split(rows, len(recall.TASKS))
 
     def ask(state):
         predictions = []
@@ -81,9 +73,8 @@ def recall_accuracy(
             predicted, state = read(params, state, tokens)
             predictions.append(np.asarray(predicted))
         right = np.concatenate(predictions, axis=1)[:, :-1] == ends[:, 1:]
-        asked = answers[:, 1:]
-        by_task = [slice(i * texts, (i + 1) * texts) for i in range(len(recall.TASKS))]
-        return [float(right[rows][asked[rows]].mean()) for rows in by_task]
+        of_tasks = zip(by_task(right), by_task(answers[:, 1:]), strict=True)
+        return [float(right[asked].mean()) for right, asked in of_tasks]
 
     state = init_state(config.model, len(facts))
     for tokens in np.split(facts, fact_length // short_piece, axis=1):
@@ -97,11 +88,9 @@ def recall_accuracy(
             position += piece
         by_length.append(ask(state))
 
-    def of_task(values):
-        return dict(zip(recall.TASKS, values, strict=True))
-
-    asked = [int(rows.sum()) for rows in np.split(answers, len(recall.TASKS))]
-    return of_task(asked), of_task([list(column) for column in zip(*by_length, strict=True)])
+    asked = [int(rows.sum()) for rows in by_task(answers)]
+    shares = map(list, zip(*by_length, strict=True))
+    return dict(zip(recall.TASKS, asked, strict=True)), dict(zip(recall.TASKS, shares, strict=True))
 
 
 def _readers(config: Config):

@@ -1,4 +1,4 @@
-"""The training step: a pure function under `jax.jit`."""
+"""The loss of a batch, and the training step: a pure function under `jax.jit`."""
 
 import functools
 from collections.abc import Callable
@@ -7,14 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mmrec_jax.config import Config
+from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.batches import Batch
-from mmrec_jax.learning.loss import begin, training_loss
 from mmrec_jax.model.block import param_dtype
 from mmrec_jax.model.lm import State, init_state
-from mmrec_jax.model.params import Params, init_params
+from mmrec_jax.model.memory import choose
+from mmrec_jax.model.params import Params, init_params, model_graph
 
 
 class TrainState(NamedTuple):
@@ -47,6 +48,38 @@ def init_train_state(
     if config.train.carry_memory:
         memory = init_state(config.model, config.train.batch_size)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), memory)
+
+
+def begin(config: ModelConfig, memory: State | None, batch: Batch) -> State | None:
+    """The memory that a batch starts from: an empty state where a sequence is fresh."""
+    if memory is None:
+        return None
+    return choose(batch.fresh, init_state(config, len(batch.tokens)), memory)
+
+
+def training_loss(config: Config, params: Params, batch: Batch, memory, total_weight, key):
+    """What training minimizes, for one micro-batch.
+
+    Args:
+        config, params, batch: those of the run, and the micro-batch.
+        memory: the state that its sequences start from; None: an empty one, and none is returned.
+        total_weight: number of predictions in the complete batch.
+        key: for dropout and the sample of queries of the saliency loss.
+
+    Returns:
+        The objective, then (cross-entropy in nats per token, saliency loss, UBOO loss) and the
+        memory after the batch.
+    """
+    output = nnx.merge(model_graph(config.model), params)(
+        batch.tokens, batch.documents, memory, key
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
+    loss = jnp.sum(losses * batch.weights) / total_weight
+    aux = jax.tree.map(lambda x: x / config.train.accumulate_steps, output.aux)
+    objective = (
+        loss + config.model.saliency_weight * aux.saliency + config.model.uboo_weight * aux.uboo
+    )
+    return objective, ((loss, aux.saliency, aux.uboo), None if memory is None else output.state)
 
 
 def make_train_step(

@@ -9,6 +9,7 @@ y_t = (h_t + a_t + v_t / 10) * silu(e_t)
 x = x + dropout(y);   x = x + dropout(W_2 dropout(gelu(W_1 RMSNorm2(x) + b_1)) + b_2)
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -23,8 +24,6 @@ from mmrec_jax.model.ops import Linear, affine, dropout
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
-
-
 # Initially no token is expected to be used. Otherwise a bank that is carried from the first steps
 # on would hold on to tokens that an untrained model has chosen.
 INITIAL_SALIENCY = -4.0
@@ -48,24 +47,6 @@ class AuxLosses(NamedTuple):
 def param_dtype(config: ModelConfig) -> jnp.dtype:
     """The dtype of parameters, recurrence and softmax: float32, or float64 with model.dtype."""
     return jnp.promote_types(jnp.dtype(config.dtype), jnp.float32)
-
-
-def init_layer_state(config: ModelConfig, batch: int) -> LayerState:
-    """The empty state of a layer."""
-    heads, head_dim, dtype = config.num_heads, config.head_dim, jnp.dtype(config.dtype)
-    return LayerState(
-        h=jnp.zeros((batch, config.dim), param_dtype(config)),
-        last_k=jnp.zeros((batch, heads, head_dim), dtype),
-        memory=memory.init_memory(
-            batch,
-            heads,
-            head_dim,
-            config.short_term + config.chunk_len,
-            config.long_term,
-            dtype,
-            param_dtype(config),
-        ),
-    )
 
 
 class RMSNorm(nnx.Module):
@@ -112,29 +93,14 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
-        dim = config.dim
-
-        def linear(features_in, features_out, **kwargs):
-            return Linear(
-                features_in,
-                features_out,
-                dtype=jnp.dtype(config.dtype),
-                param_dtype=param_dtype(config),
-                rngs=rngs,
-                **kwargs,
-            )
-
-        near_zero = nnx.initializers.normal(0.02)
+        dim, init = config.dim, nnx.initializers
+        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": param_dtype(config)}
+        linear = functools.partial(Linear, **dtypes, rngs=rngs)
+        narrow_mlp = functools.partial(MLP, linear, dim, dim // 4, kernel_init=init.normal(0.02))
         self.norm1 = RMSNorm(config)
         self.W_fused = linear(dim, 6 * dim, bias_init=_initial_saliency(config))
-        self.mlp_gamma = MLP(linear, dim, dim // 4, kernel_init=near_zero, bias_init=_spread_decays)
-        self.mlp_context = MLP(
-            linear,
-            dim,
-            dim // 4,
-            kernel_init=near_zero,
-            bias_init=nnx.initializers.constant(4.0),
-        )
+        self.mlp_gamma = narrow_mlp(bias_init=_spread_decays)
+        self.mlp_context = narrow_mlp(bias_init=init.constant(4.0))
         self.W_g = linear(dim, dim)
         self.W_m = linear(2 * dim, dim)  # rows: z, then h
         self.W_q = linear(dim, dim)
@@ -144,9 +110,7 @@ class Block(nnx.Module):
         self.W_2 = linear(4 * dim, dim)
         if config.use_dpg:
             self.W_down = linear(dim, config.dpg_rank, use_bias=False)
-            self.W_up = linear(
-                config.dpg_rank, dim, use_bias=False, kernel_init=nnx.initializers.zeros
-            )
+            self.W_up = linear(config.dpg_rank, dim, use_bias=False, kernel_init=init.zeros)
         if config.use_uboo:
             self.mlp_err = MLP(linear, dim, dim)
             self.mlp_target = MLP(linear, dim, dim)
@@ -165,9 +129,6 @@ class Block(nnx.Module):
             where: which tokens belong to one document; for a single token, its place.
             state: the state before the first token.
             key: for dropout; None switches dropout and the auxiliary losses off (evaluation).
-
-        Returns:
-            The residual stream, the state after the last token, and the auxiliary losses.
         """
         config = self.config
         random = (None,) * 4 if key is None else jax.random.split(key, 4)
@@ -194,14 +155,7 @@ class Block(nnx.Module):
         aux = AuxLosses(saliency=jnp.zeros((), h.dtype), uboo=jnp.zeros((), h.dtype))
         if key is not None and config.long_term and config.saliency_weight:
             used, seen = saliency.use_without_eviction(
-                queries,
-                keys,
-                read.window_logsumexp,
-                where.tokens,
-                config.chunk_len,
-                config.short_term,
-                config.saliency_queries,
-                random[3],
+                config, queries, keys, read.window_logsumexp, where.tokens, random[3]
             )
             aux = aux._replace(saliency=saliency.saliency_loss(s, used, seen))
         if key is not None and config.use_uboo:

@@ -21,24 +21,17 @@ from jaxtyping import PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.errors import UserError
-from mmrec_jax.model.params import Params, init_params
+from mmrec_jax.model.params import Params, init_params, param_shapes
 
 
 class Axis(NamedTuple):
     """One axis of a grown parameter: where the old indices are among the new ones."""
 
     old: np.ndarray  # int: the new index of each old one
-    size: int  # the new length
-    silent_output: np.ndarray  # bool [size]: what is written there starts at zero
-    silent_input: np.ndarray  # bool [size]: what is read from there adds nothing to old outputs
-    scale: np.ndarray  # float [len(old)]: factor on old outputs
-
-    @property
-    def is_new(self) -> np.ndarray:
-        """Which indices are new, bool [size]."""
-        is_new = np.ones(self.size, bool)
-        is_new[self.old] = False
-        return is_new
+    is_new: np.ndarray  # bool [new length]: which indices are not among them
+    silent_output: np.ndarray  # bool [new length]: what is written there starts at zero
+    silent_input: np.ndarray  # bool [new length]: what is read there adds nothing to old outputs
+    scale: np.ndarray  # float [old length]: factor on old outputs
 
 
 def check_growth(old: ModelConfig, new: ModelConfig) -> list[str]:
@@ -61,8 +54,7 @@ def check_growth(old: ModelConfig, new: ModelConfig) -> list[str]:
         if getattr(old, name) and not getattr(new, name):
             raise UserError(f"model.{name} is on and cannot be switched off by growth")
     for name in ("mu", "shifted_keys"):
-        was, is_ = getattr(old, name), getattr(new, name)
-        if was != is_:
+        if (was := getattr(old, name)) != (is_ := getattr(new, name)):
             raise UserError(f"model.{name} is {was}, and would be {is_}: growth cannot change it")
     if new.head_dim % old.head_dim:
         raise UserError(
@@ -94,8 +86,7 @@ def grow(
 
     Args:
         params: parameters of the smaller model.
-        old: config of the smaller model.
-        new: config of the larger model.
+        old, new: configs of the smaller and the larger model.
         key: for random initialization.
         placement: where new layers go: after all others ("top") or between them ("spread").
         parents: for each new token, the tokens whose mean its row of the embedding starts as (for a
@@ -104,15 +95,12 @@ def grow(
         noise: scale of the random initialization, as a multiple of that of a fresh model; vectors
             (biases, norms) are not scaled.
 
-    Returns:
-        Parameters of the larger model.
-
     Raises:
         UserError: something shrinks, or cannot be kept exactly.
     """
     check_growth(old, new)
     fresh = jax.tree.map(lambda x: x * noise if x.ndim > 1 else x, init_params(new, key))
-    grown = _grow_tree(params, fresh, old, new, placement, keep=_keep_function)
+    grown = _grow_tree(params, fresh, old, new, placement)
     if parents:
         rows = np.array(grown["embedding"]["embedding"])
         for token, of in enumerate(parents, start=old.vocab_size):
@@ -137,33 +125,18 @@ def grow_moments(
 
     Args:
         moments: a tree like the smaller model's parameters.
-        old: config of the smaller model.
-        new: config of the larger model.
+        old, new, placement: as in `grow`.
         power: 1 for the mean of gradients, 2 for the mean of their squares. If growth multiplies a
             parameter by c, its gradient is divided by c.
-        placement: as in `grow`.
     """
-    shapes = jax.eval_shape(lambda: init_params(new, jax.random.key(0)))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def keep(value, zero, axes):
-        return _put(value, zero, axes, scale_power=-power)
-
-    return _grow_tree(moments, zeros, old, new, placement, keep)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), param_shapes(new))
+    return _grow_tree(moments, zeros, old, new, placement, scale_power=-power)
 
 
 def is_old(old: ModelConfig, new: ModelConfig, placement: str = "top") -> Params:
     """Which parameters of the larger model come from the smaller one: a tree of bools like them."""
-
-    def tree(config, value):
-        shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-        return jax.tree.map(lambda x: jnp.full(x.shape, value), shapes)
-
-    def keep(value, new, axes):
-        return _put(value, new, axes, scale_power=0)
-
-    marked = _grow_tree(tree(old, 1.0), tree(new, 0.0), old, new, placement, keep)
-    return jax.tree.map(lambda x: x > 0, marked)
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape), param_shapes(old))
+    return jax.tree.map(lambda x: x > 0, grow_moments(ones, old, new, 0, placement))
 
 
 def layer_places(old_layers: int, new_layers: int, placement: str) -> list[int]:
@@ -183,27 +156,9 @@ def layer_places(old_layers: int, new_layers: int, placement: str) -> list[int]:
 # --- from old to new parameters ---
 
 
-def _grow_tree(params, fresh, old: ModelConfig, new: ModelConfig, placement: str, keep) -> Params:
-    axes = _axes(old, new)
-    grown = {
-        "embedding": {
-            "embedding": keep(
-                params["embedding"]["embedding"],
-                fresh["embedding"]["embedding"],
-                (axes["vocab"], axes["residual"]),
-            )
-        },
-        "norm": _grow_norm(params["norm"], fresh["norm"], axes, keep),
-    }
-    places = layer_places(old.num_layers, new.num_layers, placement)
-    blocks = {i: _silent(block) for i, block in fresh["blocks"].items()}
-    for index, place in enumerate(places):
-        blocks[place] = _grow_block(params["blocks"][index], fresh["blocks"][place], axes, keep)
-    return {**grown, "blocks": blocks}
-
-
-# For each linear map, the axis it reads and the axis it writes.
+# For each linear map, the axis it reads and the axis it writes. Its bias has the second one.
 _LINEAR = {
+    "embedding": ("vocab", "residual"),
     "W_fused": ("channels", "fused"),
     "W_g": ("channels", "channels"),
     "W_m": ("z_and_h", "channels"),
@@ -214,66 +169,51 @@ _LINEAR = {
     "W_down": ("channels", "rank"),
     "W_up": ("rank", "channels"),
 }
-# For each MLP, its hidden axis. All read and write channels.
-_MLP = {
-    "mlp_gamma": "decay",
-    "mlp_context": "decay",
-    "mlp_err": "wide",
-    "mlp_target": "wide",
-}
+# The hidden axis of each MLP, which reads and writes channels.
+_HIDDEN = {"mlp_gamma": "decay", "mlp_context": "decay", "mlp_err": "wide", "mlp_target": "wide"}
 
 
-def _grow_block(block, fresh, axes, keep):
-    grown = dict(fresh)  # what the old block does not have stays fresh: it adds nothing
-    for name, values in block.items():
-        if name in ("norm1", "norm2"):
-            grown[name] = _grow_norm(values, fresh[name], axes, keep)
-        elif name in _MLP:
-            channels, hidden = axes["channels"], axes[_MLP[name]]
-            grown[name] = {
-                "up": _grow_linear(values["up"], fresh[name]["up"], channels, hidden, keep),
-                "down": _grow_linear(values["down"], fresh[name]["down"], hidden, channels, keep),
-            }
-        else:
-            reads, writes = (axes[axis] for axis in _LINEAR[name])
-            grown[name] = _grow_linear(values, fresh[name], reads, writes, keep)
-    return grown
+def _axis_names(path) -> tuple[str, ...]:
+    """The names of a parameter's axes."""
+    names = [entry.key for entry in path]  # blocks, 0, mlp_gamma, up, kernel
+    if names[-1] == "scale":
+        return ("norm",)
+    if names[-2] == "up":
+        reads_and_writes = ("channels", _HIDDEN[names[-3]])
+    elif names[-2] == "down":
+        reads_and_writes = (_HIDDEN[names[-3]], "channels")
+    else:
+        reads_and_writes = _LINEAR[names[-2]]
+    return reads_and_writes[1:] if names[-1] == "bias" else reads_and_writes
 
 
-def _grow_linear(values, fresh, reads: Axis, writes: Axis, keep):
-    grown = {"kernel": keep(values["kernel"], fresh["kernel"], (reads, writes))}
-    if "bias" in values:
-        grown["bias"] = keep(values["bias"], fresh["bias"], (writes,))
-    return grown
+def _grow_tree(params, fresh, old, new, placement: str, scale_power: int = 1) -> Params:
+    """Old values in their places, zero where required, fresh values elsewhere."""
+    axes = _axes(old, new)
+    places = layer_places(old.num_layers, new.num_layers, placement)
+    moved = {place: params["blocks"][index] for index, place in enumerate(places)}
+    kept = dict(jax.tree_util.tree_leaves_with_path({**params, "blocks": moved}))
 
+    def grow_leaf(path, x):
+        if path not in kept:  # what the old block does not have adds nothing
+            return x
+        *reads, writes = of_leaf = [axes[name] for name in _axis_names(path)]
+        x = jnp.where(writes.silent_output, 0, x)
+        for axis in reads:
+            x = jnp.where(axis.silent_input[:, None] & ~writes.is_new, 0, x)
+        scaled = kept[path] * writes.scale**scale_power
+        return x.at[np.ix_(*(axis.old for axis in of_leaf))].set(scaled.astype(x.dtype))
 
-def _grow_norm(values, fresh, axes, keep):
-    return {"scale": keep(values["scale"], fresh["scale"], (axes["norm"],))}
-
-
-def _keep_function(value, fresh, axes: tuple[Axis, ...]):
-    """The new parameter: old values in their places, zero where required, fresh elsewhere."""
-    *reads, writes = axes
-    new = jnp.where(writes.silent_output, 0, fresh)
-    for axis in reads:
-        new = jnp.where(axis.silent_input[:, None] & ~writes.is_new, 0, new)
-    return _put(value, new, axes, scale_power=1)
-
-
-def _put(value, new, axes: tuple[Axis, ...], scale_power: int):
-    scaled = value * axes[-1].scale.astype(np.float64) ** scale_power
-    return new.at[np.ix_(*(axis.old for axis in axes))].set(scaled.astype(new.dtype))
+    blocks = {i: x if i in moved else _silent(x) for i, x in fresh["blocks"].items()}
+    return jax.tree_util.tree_map_with_path(grow_leaf, {**fresh, "blocks": blocks})
 
 
 def _silent(block) -> dict[str, Any]:
-    """A fresh block that leaves the residual stream unchanged: z, v, W_o and W_2 are zero."""
-    fused, dim = block["W_fused"], block["W_o"]["bias"].shape[0]
-    v, z = slice(2 * dim, 3 * dim), slice(3 * dim, 4 * dim)
-    kernel, bias = fused["kernel"], fused["bias"]
-    for columns in (v, z):
-        kernel, bias = kernel.at[:, columns].set(0), bias.at[columns].set(0)
+    """A fresh block that leaves the residual stream unchanged: v, z, W_o and W_2 are zero."""
+    dim = block["W_o"]["bias"].shape[0]
+    fused = jax.tree.map(lambda x: x.at[..., 2 * dim : 4 * dim].set(0), block["W_fused"])
     zero = {name: jax.tree.map(jnp.zeros_like, block[name]) for name in ("W_o", "W_2")}
-    return {**block, "W_fused": {"kernel": kernel, "bias": bias}, **zero}
+    return {**block, "W_fused": fused, **zero}
 
 
 def _axes(old: ModelConfig, new: ModelConfig) -> dict[str, Axis]:
@@ -283,11 +223,9 @@ def _axes(old: ModelConfig, new: ModelConfig) -> dict[str, Axis]:
     channel = (np.arange(old.num_heads)[:, None] * new.head_dim + offset).ravel()
 
     def axis(places, size, silent_output=False, silent_input=False, scale=1.0) -> Axis:
-        is_new = np.ones(size, bool)
-        is_new[places] = False
-        return Axis(
-            places, size, is_new & silent_output, is_new & silent_input, np.full(len(places), scale)
-        )
+        is_new = ~np.isin(np.arange(size), places)
+        scales = np.full(len(places), scale)
+        return Axis(places, is_new, is_new & silent_output, is_new & silent_input, scales)
 
     def units(before, after) -> Axis:
         return axis(np.arange(before), after, silent_input=True)
@@ -314,12 +252,6 @@ def _axes(old: ModelConfig, new: ModelConfig) -> dict[str, Axis]:
 
 
 def _joined(*axes: Axis) -> Axis:
-    """Concatenates axes."""
-    starts = np.cumsum([0, *(axis.size for axis in axes)])
-    return Axis(
-        old=np.concatenate([a.old + start for a, start in zip(axes, starts[:-1], strict=True)]),
-        size=int(starts[-1]),
-        silent_output=np.concatenate([a.silent_output for a in axes]),
-        silent_input=np.concatenate([a.silent_input for a in axes]),
-        scale=np.concatenate([a.scale for a in axes]),
-    )
+    """Concatenates axes of the same length."""
+    moved = [axis._replace(old=axis.old + i * len(axis.is_new)) for i, axis in enumerate(axes)]
+    return Axis(*map(np.concatenate, zip(*moved, strict=True)))

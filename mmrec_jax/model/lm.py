@@ -8,15 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model.block import (
-    AuxLosses,
-    Block,
-    LayerState,
-    RMSNorm,
-    init_layer_state,
-    param_dtype,
-)
-from mmrec_jax.model.memory import Place, Segments
+from mmrec_jax.model.block import AuxLosses, Block, LayerState, RMSNorm, param_dtype
+from mmrec_jax.model.memory import MemoryState, Place, Segments
 
 NO_DOCUMENT = -1  # the document of an empty state
 
@@ -35,16 +28,34 @@ class Output(NamedTuple):
 
     logits: Float[Array, "batch *T vocab"]  # of the next token; float32 or wider
     state: State
-    aux: AuxLosses
+    aux: AuxLosses  # saliency averaged over layers, UBOO summed
 
 
 def init_state(config: ModelConfig, batch: int) -> State:
-    """The empty state of `batch` sequences."""
+    """The empty state of `batch` sequences. No two arrays share a buffer: a step donates them."""
+    near, dtype = config.short_term + config.chunk_len, jnp.dtype(config.dtype)
+    wide = param_dtype(config)
+
+    def slots(count):  # keys, values and saliencies
+        shape = batch, config.num_heads, count, config.head_dim
+        return (
+            jnp.zeros(shape, dtype),
+            jnp.zeros(shape, dtype),
+            jnp.full(shape[:-1], -jnp.inf, wide),
+        )
+
+    def layer():
+        return LayerState(
+            h=jnp.zeros((batch, config.dim), wide),
+            last_k=jnp.zeros((batch, config.num_heads, config.head_dim), dtype),
+            memory=MemoryState(*slots(near), *slots(config.long_term)),
+        )
+
     return State(
-        layers=tuple(init_layer_state(config, batch) for _ in range(config.num_layers)),
+        layers=tuple(layer() for _ in range(config.num_layers)),
         document=jnp.full(batch, NO_DOCUMENT, jnp.int32),
         place=jnp.zeros(batch, jnp.int32),
-        live=jnp.zeros((batch, config.short_term + config.chunk_len), bool),
+        live=jnp.zeros((batch, near), bool),
     )
 
 
@@ -58,8 +69,7 @@ class MMRec(nnx.Module):
             config.dim,
             dtype=jnp.dtype(config.dtype),
             param_dtype=param_dtype(config),
-            # Also the output matrix: logits of unit variance make the first loss slightly above
-            # log V.
+            # Also the output matrix: logits of unit variance make the first loss just above log V.
             embedding_init=nnx.initializers.normal(config.dim**-0.5),
             rngs=rngs,
         )
@@ -81,14 +91,16 @@ class MMRec(nnx.Module):
                 documents.
             state: the state after complete chunks; None: an empty one.
             key: for dropout and the auxiliary losses; None switches both off.
-
-        Returns:
-            Logits of the next token, the new state, and the auxiliary losses summed over layers
-            (UBOO) or averaged over them (saliency).
         """
         chunk_len = self.config.chunk_len
         state = init_state(self.config, tokens.shape[0]) if state is None else state
-        segments = _segments(documents, state, chunk_len)
+        before = jnp.concatenate([state.document[:, None], documents[:, :-1]], axis=1)
+        start = documents != before
+        segments = Segments(
+            start=start,
+            tokens=jnp.cumsum(start, axis=1, dtype=jnp.int32),
+            short=jnp.where(state.live[:, :-chunk_len], 0, -1),
+        )
         x, layers, aux = self._read(tokens, segments, state, key)
         near = jnp.concatenate([segments.short, segments.tokens], axis=1)[:, tokens.shape[1] :]
         live = jnp.pad(near == segments.tokens[:, -1:], ((0, 0), (0, chunk_len)))
@@ -98,18 +110,14 @@ class MMRec(nnx.Module):
         self, tokens: Int[Array, "batch"], documents: Int[Array, "batch"], state: State
     ) -> Output:
         """Reads one more token, at any position in its chunk."""
-        start = documents != state.document
-        slot = self.config.short_term + state.place
+        config, start = self.config, documents != state.document
+        slot = config.short_term + state.place
         here = jnp.arange(state.live.shape[1]) == slot[:, None]
         live = jnp.where(start[:, None], False, state.live) | here
-        full = state.place + 1 == self.config.chunk_len
+        full = state.place + 1 == config.chunk_len
         place = Place(start[:, None], slot, live, full)
         x, layers, aux = self._read(tokens[:, None], place, state, None)
-        left = (
-            jnp.roll(live, -self.config.chunk_len, axis=1)
-            .at[:, self.config.short_term :]
-            .set(False)
-        )
+        left = jnp.roll(live, -config.chunk_len, axis=1).at[:, config.short_term :].set(False)
         state = State(
             layers=layers,
             document=documents,
@@ -120,12 +128,9 @@ class MMRec(nnx.Module):
 
     def _read(self, tokens, where, state, key):
         """The residual stream after all blocks, with their states and auxiliary losses."""
-        keys = (None,) * len(self.blocks)
-        if key is not None:
-            keys = jax.random.split(key, len(self.blocks))
-        apply_block = Block.__call__
-        if self.config.remat:
-            apply_block = jax.checkpoint(apply_block)
+        count = len(self.blocks)
+        keys = [None] * count if key is None else jax.random.split(key, count)
+        apply_block = jax.checkpoint(Block.__call__) if self.config.remat else Block.__call__
         x = self.embedding(tokens)
         layers, aux = [], []
         for block, layer_state, block_key in zip(self.blocks, state.layers, keys, strict=True):
@@ -142,13 +147,3 @@ class MMRec(nnx.Module):
             self.embedding.embedding[...].astype(x.dtype),
             preferred_element_type=param_dtype(self.config),
         )
-
-
-def _segments(documents: Int[Array, "batch T"], state: State, chunk_len: int) -> Segments:
-    before = jnp.concatenate([state.document[:, None], documents[:, :-1]], axis=1)
-    start = documents != before
-    return Segments(
-        start=start,
-        tokens=jnp.cumsum(start, axis=1, dtype=jnp.int32),
-        short=jnp.where(state.live[:, :-chunk_len], 0, -1),
-    )

@@ -74,28 +74,6 @@ class Read(NamedTuple):
     state: MemoryState
 
 
-def init_memory(
-    batch: int,
-    heads: int,
-    head_dim: int,
-    near: int,
-    long_term: int,
-    dtype: DTypeLike,
-    saliency_dtype: DTypeLike,
-) -> MemoryState:
-    """An empty memory with keys and values of `dtype`; `near` is S + C."""
-    near = jnp.zeros((batch, heads, near, head_dim), dtype)
-    long = jnp.zeros((batch, heads, long_term, head_dim), dtype)
-    return MemoryState(
-        near_k=near,
-        near_v=jnp.zeros_like(near),  # a separate buffer: a training step donates both
-        near_s=jnp.full(near.shape[:-1], -jnp.inf, saliency_dtype),
-        long_k=long,
-        long_v=jnp.zeros_like(long),
-        long_s=jnp.full(long.shape[:-1], -jnp.inf, saliency_dtype),
-    )
-
-
 def shift_keys(
     k: Float[Array, "batch heads T K"],
     last_k: Float[Array, "batch heads K"],
@@ -165,10 +143,11 @@ def keep_most_salient(new_s, bank_s):
     return jnp.take_along_axis(s, chosen, axis=-1), chosen
 
 
-def followed_by_room(x, slots, value):
+def followed_by_room(k, v, s, slots: int) -> tuple[Array, Array, Array]:
     """The near tokens after a chunk: those that stay, then empty slots for the next chunk."""
-    padding = [(0, 0), (0, 0), (0, slots)] + [(0, 0)] * (x.ndim - 3)
-    return jnp.pad(x, padding, constant_values=value)
+    padding = ((0, 0), (0, 0), (0, slots))
+    k, v = (jnp.pad(x, (*padding, (0, 0))) for x in (k, v))
+    return k, v, jnp.pad(s, padding, constant_values=-jnp.inf)
 
 
 def read_memories_once(
@@ -180,19 +159,7 @@ def read_memories_once(
     state: MemoryState,
     chunk_len: int,
 ) -> Read:
-    """The same as `read_memories`, for one token at any position in its chunk.
-
-    Args:
-        q, k, v: query, key (shifted in heads with shifted keys) and value.
-        s: saliency.
-        place: the place of the token.
-        state: the memory before the token.
-        chunk_len: C.
-
-    Returns:
-        The values read, the log-sum-exp of the logits over short-term memory, and the memory after
-        the token.
-    """
+    """The same as `read_memories`, for one token at any position in its chunk."""
     num_near = state.near_k.shape[2]
     here = (jnp.arange(num_near) == place.slot[:, None])[:, None]
     near_k = jnp.where(here[..., None], k, state.near_k)
@@ -213,9 +180,7 @@ def read_memories_once(
         output=attend(logits, values),
         window_logsumexp=jax.nn.logsumexp(near_logits, axis=-1),
         state=lax.cond(
-            jnp.any(place.full),
-            lambda: _consolidate(after, place, chunk_len),
-            lambda: after,
+            jnp.any(place.full), lambda: _consolidate(after, place, chunk_len), lambda: after
         ),
     )
 
@@ -233,10 +198,9 @@ def _consolidate(state: MemoryState, place: Place, chunk_len: int) -> MemoryStat
         candidates = jnp.concatenate([offered(new), bank], axis=2)
         return jnp.take_along_axis(candidates, chosen[..., None], axis=2)
 
+    stay = (x[:, :, chunk_len:] for x in (state.near_k, state.near_v, state.near_s))
     consolidated = MemoryState(
-        near_k=followed_by_room(state.near_k[:, :, chunk_len:], chunk_len, 0),
-        near_v=followed_by_room(state.near_v[:, :, chunk_len:], chunk_len, 0),
-        near_s=followed_by_room(state.near_s[:, :, chunk_len:], chunk_len, -jnp.inf),
+        *followed_by_room(*stay, chunk_len),
         long_k=gather(state.near_k, state.long_k),
         long_v=gather(state.near_v, state.long_v),
         long_s=long_s,

@@ -49,8 +49,7 @@ def select_salient(
     document must not depend on them.
 
     Args:
-        s: saliencies of the pool.
-        segment: documents of the pool's tokens.
+        s, segment: saliencies and documents of the pool's tokens.
         chunk_segment: the document of each chunk's last token.
         chunk_len: C.
         slots: M.
@@ -83,11 +82,8 @@ def select_salient(
     first = (index, s[..., :slots], jnp.zeros(batch, segment.dtype))
     pool_index = jnp.arange(s.shape[-1])
     xs = (offered(pool_index), offered(s), offered(segment), chunk_segment.T)
-    _, (later_index, later_s) = lax.scan(consolidate, first, xs)
-    return (
-        jnp.concatenate([first[0][None], later_index]),
-        jnp.concatenate([first[1][None], later_s]),
-    )
+    _, later = lax.scan(consolidate, first, xs)
+    return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first[:2], later)
 
 
 def read_memories(
@@ -108,10 +104,6 @@ def read_memories(
         segments: which tokens belong to one document.
         state: the memory before the first token, which begins a chunk.
         chunk_len: C.
-
-    Returns:
-        The values read, the log-sum-exp of the logits over short-term memory, and the memory after
-        the last token.
     """
     slots, short_term, time = state.long_k.shape[2], segments.short.shape[1], q.shape[2]
 
@@ -138,12 +130,8 @@ def read_memories(
         output=attend(logits, values).reshape(q.shape),
         window_logsumexp=window_logsumexp.reshape(s.shape),
         state=MemoryState(
-            near_k=followed_by_room(near.k[:, :, time:], chunk_len, 0),
-            near_v=followed_by_room(near.v[:, :, time:], chunk_len, 0),
-            near_s=followed_by_room(near.s[:, :, time:], chunk_len, -jnp.inf),
-            long_k=long.k,
-            long_v=long.v,
-            long_s=long.s,
+            *followed_by_room(*(x[:, :, time:] for x in near[:3]), chunk_len),
+            *long[:3],
         ),
     )
 

@@ -157,9 +157,7 @@ def _plain_attend(logits, v):
     return jnp.einsum("...ij,...jk->...ik", weights, v)
 
 
-@jax.custom_vjp
-def _attend(logits, v):
-    return _plain_attend(logits, v)
+_attend = jax.custom_vjp(_plain_attend)
 
 
 def _attend_forward(logits, v):
@@ -214,9 +212,8 @@ def _hashed_dropout(x, rate, key):
     """
     index = lax.iota(jnp.uint32, math.prod(x.shape)).reshape(x.shape)
     kept = min(round((1 - rate) * 2**32), 2**32 - 1)
-    return jnp.where(
-        _hash(index, jax.random.key_data(key)) < jnp.uint32(kept), x * (2**32 / kept), 0
-    )
+    hashes = _hash(index, jax.random.key_data(key))
+    return jnp.where(hashes < jnp.uint32(kept), x * (2**32 / kept), 0)
 
 
 def _hash(index: UInt32[Array, "*shape"], key: UInt32[Array, " two"]) -> UInt32[Array, "*shape"]:

@@ -25,3 +25,8 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
         return nnx.to_pure_dict(params)
 
     return jax.jit(init)(key)
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The parameters by shape and dtype, without their values."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

@@ -9,6 +9,7 @@ The part of m_t's logit that does not depend on h_{t-1}, zm_t = W_mz z_t + b_m, 
 steps before the scan, which carries only h. Since gamma_t <= (1 - mu) / (1 + mu), f_t < 1.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -32,38 +33,6 @@ class CoreWeights(NamedTuple):
 
     W: Float[Array, "dim two_dim"]  # W_g and the h part of W_m, side by side
     b_g: Float[Array, "dim"]
-
-
-def recurrence(
-    inputs: CoreInputs,
-    weights: CoreWeights,
-    h0: Float[Array, "batch dim"],
-    start: Bool[Array, "batch time"],
-    mu: float,
-    impl: str = "scan",
-) -> Float[Array, "batch time dim"]:
-    """Runs the recurrence over time.
-
-    Args:
-        inputs: z, gamma and zm of every step.
-        weights: the recurrent weights.
-        h0: the state before the first step.
-        start: true where a document starts; the state before that step is zero.
-        mu: the weight of the gated integration.
-        impl: "scan" (`lax.scan` with a hand-written reverse scan) or "autodiff" (the same scan
-            differentiated by JAX, which is slower and serves as a check).
-
-    Returns:
-        h_t of every step, in the dtype of the inputs.
-
-    Raises:
-        ValueError: `impl` is neither of these.
-    """
-    if impl == "scan":
-        return _scan_with_custom_vjp(mu, inputs, weights, h0, start)
-    if impl == "autodiff":
-        return _forward_scan(mu, inputs, weights, h0, start)
-    raise ValueError(f"unknown recurrence impl {impl!r}; choose 'scan' or 'autodiff'")
 
 
 def gates(
@@ -90,7 +59,19 @@ def _time_major(x: Array) -> Array:
     return jnp.swapaxes(x, 0, 1)
 
 
-def _forward_scan(mu, inputs, weights, h0, start):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def recurrence(
+    inputs: CoreInputs,
+    weights: CoreWeights,
+    h0: Float[Array, "batch dim"],
+    start: Bool[Array, "batch time"],
+    mu: float,
+) -> Float[Array, "batch time dim"]:
+    """h_t of every step; before a step that starts a document, the state is zero.
+
+    Its gradient is a reverse scan written by hand, which is faster than JAX's own.
+    """
+
     def step(h, x):
         inputs_t, start_t = x
         h = jnp.where(start_t[:, None], 0.0, h)
@@ -103,11 +84,8 @@ def _forward_scan(mu, inputs, weights, h0, start):
     return _time_major(h)
 
 
-_scan_with_custom_vjp = jax.custom_vjp(_forward_scan, nondiff_argnums=(0,))
-
-
-def _forward(mu, inputs, weights, h0, start):
-    h = _forward_scan(mu, inputs, weights, h0, start)
+def _forward(inputs, weights, h0, start, mu):
+    h = recurrence(inputs, weights, h0, start, mu)
     return h, (inputs, weights, h0, start, h)
 
 
@@ -147,4 +125,4 @@ def _backward(mu, residuals, grad_h):
     return grad_inputs, grad_weights, grad_h0, None
 
 
-_scan_with_custom_vjp.defvjp(_forward, _backward)
+recurrence.defvjp(_forward, _backward)

@@ -11,10 +11,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.memory import rotate
 
-# Queries examined together, which bounds memory to B H GROUP T floats.
-GROUP = 64
+GROUP = 64  # queries examined together, which bounds memory to B H GROUP T floats
 
 
 def saliency_loss(
@@ -29,34 +29,31 @@ def saliency_loss(
 
 
 def use_without_eviction(
+    config: ModelConfig,
     q: Float[Array, "batch heads T K"],
     k: Float[Array, "batch heads T K"],
     window_logsumexp: Float[Array, "batch heads T"],
     segment: Int[Array, "batch T"],
-    chunk_len: int,
-    short_term: int,
-    max_queries: int,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray,
 ) -> tuple[Float[Array, "batch heads T"], Bool[Array, "batch T"]]:
     """The use u of every token, and whether any examined query could have used it. No gradient.
 
     Args:
+        config: at most `saliency_queries` queries are examined, evenly spaced.
         q, k: queries and keys without rotary positions; read as if S + C tokens away (memory.py).
         window_logsumexp: log-sum-exp of each query's logits over its short-term memory.
         segment: the document of each token.
-        chunk_len: C.
-        short_term: S.
-        max_queries: most queries to examine, evenly spaced; all of them if there are no more.
-        key: if given, the spacing starts at a random query, so that over time all are examined.
+        key: draws the first query that is examined, so that over time all are.
 
     Returns:
         u in [0, 1], and a mask: false for tokens that no examined query could have used.
     """
+    chunk_len, short_term = config.chunk_len, config.short_term
     q, k, window_logsumexp = lax.stop_gradient((q, k, window_logsumexp))
     q = rotate(q, [short_term + chunk_len])
     batch, heads, time, head_dim = q.shape
-    stride = -(-time // max_queries)
-    offset = stride - 1 if key is None else jax.random.randint(key, (), 0, stride)
+    stride = -(-time // config.saliency_queries)
+    offset = jax.random.randint(key, (), 0, stride)
     count = time // stride
     group = min(GROUP, count)
     # The last group may reach past the end; it repeats the last query.

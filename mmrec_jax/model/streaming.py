@@ -1,10 +1,10 @@
 """Reads texts of any length into a state, by combining the model's two forms."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from mmrec_jax.model.block import param_dtype
 from mmrec_jax.model.lm import MMRec, State
 from mmrec_jax.model.memory import choose
 
@@ -22,9 +22,7 @@ def extend(
     then token by token again.
 
     Args:
-        model: the model.
         state: the state before the tokens; sequences may be at different positions in their chunks.
-        tokens: token ids.
         documents: document ids of the tokens; None: all belong to the last document of the state
             (document 0 if the state is empty).
         lengths: how many tokens of each sequence to read; None: all.
@@ -38,9 +36,7 @@ def extend(
         documents = jnp.broadcast_to(jnp.maximum(state.document, 0)[:, None], tokens.shape)
     if lengths is None:
         lengths = jnp.full(batch, time, jnp.int32)
-    vocab = model.embedding.embedding.shape[0]
-    dtype = jax.eval_shape(model.step, tokens[:, 0], documents[:, 0], state).logits.dtype
-    logits = jnp.zeros((batch, time, vocab), dtype)
+    logits = jnp.zeros((batch, time, model.config.vocab_size), param_dtype(model.config))
     rows = jnp.arange(batch)[:, None]
 
     def read(carry, count, wanted, function):
@@ -48,24 +44,17 @@ def extend(
         state, logits, done = carry
         positions = done[:, None] + jnp.arange(count)
         inside = jnp.minimum(positions, time - 1)
-        new_logits, new_state = function(tokens[rows, inside], documents[rows, inside], state)
+        output = function(tokens[rows, inside], documents[rows, inside], state)
         targets = jnp.where(wanted[:, None], positions, time)  # out of range: dropped
         return (
-            choose(wanted, new_state, state),
-            logits.at[rows, targets].set(new_logits, mode="drop"),
+            choose(wanted, output.state, state),
+            logits.at[rows, targets].set(output.logits, mode="drop"),
             jnp.where(wanted, done + count, done),
         )
 
     def single(tokens, documents, state):
         output = model.step(tokens[:, 0], documents[:, 0], state)
-        return output.logits[:, None], output.state
-
-    def chunk(tokens, documents, state):
-        output = model(tokens, documents, state)
-        return output.logits, output.state
-
-    def left(carry):
-        return jnp.any(carry[2] < lengths)
+        return output._replace(logits=output.logits[:, None])
 
     def advance(carry):
         """Reads single tokens while any sequence needs them, so that chunks are read together."""
@@ -77,9 +66,9 @@ def extend(
         return lax.cond(
             jnp.any(singly),
             lambda: read(carry, 1, singly, single),
-            lambda: read(carry, chunk_len, whole, chunk),
+            lambda: read(carry, chunk_len, whole, model),
         )
 
-    carry = (state, logits, jnp.zeros(batch, jnp.int32))
-    state, logits, _ = lax.while_loop(left, advance, carry)
+    start = state, logits, jnp.zeros(batch, jnp.int32)
+    state, logits, _ = lax.while_loop(lambda carry: jnp.any(carry[2] < lengths), advance, start)
     return logits, state

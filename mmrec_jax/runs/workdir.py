@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import filelock
-import jax
 
 from mmrec_jax.config import Config, differences, from_mapping
 from mmrec_jax.data.corpus import HELD_OUT, SPLITS
@@ -20,7 +19,7 @@ from mmrec_jax.data.token_cache import Damaged, copy_splits, open_prepared
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import is_leftover, write_text
-from mmrec_jax.model.params import Params, init_params
+from mmrec_jax.model.params import Params, param_shapes
 from mmrec_jax.runs.checkpoints import Checkpoints
 
 
@@ -38,8 +37,7 @@ class Run(NamedTuple):
         Raises:
             UserError: they cannot be read.
         """
-        like = jax.eval_shape(lambda: init_params(self.config.model, jax.random.key(0)))
-        return self.checkpoints.restore_params(step, like)
+        return self.checkpoints.restore_params(step, param_shapes(self.config.model))
 
     def split(self, name: str) -> Split:
         """The saved 'validation' or 'test' split.

@@ -1,6 +1,7 @@
 """Generation, compared with reading the complete text again for every token."""
 
 import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import helpers
 import mmrec_jax
 from mmrec_jax.data.tokenizers import document_tokens
 from mmrec_jax.errors import UserError
-from mmrec_jax.inference.generation import Generator, Sampling, StopStrings, draw
+from mmrec_jax.inference.generation import Generator, Sampling, draw, until_stop
 from small_runs import ROOT
 
 CHUNK = 4
@@ -114,18 +115,17 @@ def test_draws_follow_the_remaining_probabilities(top_k, top_p, kept):
     st.lists(st.integers(1, 5), min_size=30, max_size=30),
 )
 def test_a_stream_ends_before_the_first_stop_string_however_it_is_cut(text, stops, sizes):
-    finder, shown, rest = StopStrings(stops), "", text
-    for size in sizes:
-        if finder.found or not rest:
-            break
-        shown += finder.feed(rest[:size])
-        rest = rest[size:]
-    shown += finder.rest()
-    read = text[: len(text) - len(rest)]
+    ends = itertools.accumulate(sizes)
+    pieces = [text[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    unread = iter(pieces)
+    shown = "".join(until_stop(unread, stops))
+    pieces = pieces[: len(pieces) - len(list(unread))]
+    read = "".join(pieces)
     ends = [read.find(stop) for stop in stops if stop in read]
-    assert finder.found == bool(ends)
     # A single piece may hold two stop strings: the earlier one counts.
     assert shown == (read[: min(ends)] if ends else text)
+    # Nothing is read beyond the piece that completes a stop string.
+    assert not any(stop in "".join(pieces[:-1]) for stop in stops)
 
 
 # --- a trained model in Python, and its sessions ---
