@@ -76,7 +76,7 @@ class Generator:
         def advance(params, session, temperature, seed, top_k, top_p):
             key = jax.random.fold_in(jax.random.key(seed), session.drawn)
             logits = session.logits[:, text_ids.start : text_ids.stop]
-            tokens = text_ids.start + draw(logits, key, temperature, top_k, top_p)
+            tokens = text_ids.start + draw(logits, key, jnp.float32(temperature), top_k, top_p)
             documents = jnp.maximum(session.state.document, 0)
             output = nnx.merge(graph, params).step(tokens, documents, session.state)
             session = Session(output.state, output.logits, session.drawn + 1, session.read + 1)
