@@ -301,7 +301,7 @@ class GrowthConfig(Section):
 class Config(Section):
     """Everything that defines a run; saved in its workdir."""
 
-    name: str = knob("Name of the run; its workdir is runs/<name> by default.")
+    name: str = knob("Name of the run; its workdir is runs/ and this name by default.")
     init_from: str = knob(
         'Workdir of a run whose model this one grows from; "" for a fresh model.', ""
     )

@@ -103,25 +103,24 @@ def from_mapping(section: type[Section], mapping: Mapping[str, Any], prefix: str
     return section(**values)
 
 
-class Described(NamedTuple):
-    """The description of a knob."""
-
-    key: str  # such as "model.dim"
-    kind: str  # its type and what it must be
-    default: Any  # dataclasses.MISSING: every config gives a value
-    meaning: str
-
-
-def describe(section: type[Section]) -> Iterator[Described]:
-    """Describes every knob of a section and of the sections in it, in order of declaration."""
-    for field in dataclasses.fields(section):
+def sections(config: type[Section]) -> Iterator[type[Section]]:
+    """The class of a config and those of the sections in it, in order of declaration."""
+    yield config
+    for field in dataclasses.fields(config):
         if dataclasses.is_dataclass(field.type):
-            yield from describe(field.type)
-            continue
-        check = field.metadata["check"]
-        kind = f"{KINDS[field.type]}{f', {check.wanted}' if check else ''}"
-        key = f"{section.PREFIX}{field.name}"
-        yield Described(key, kind, field.default, field.metadata["meaning"])
+            yield from sections(field.type)
+
+
+def describe(section: type[Section]) -> Iterator[str]:
+    """The key, default, type and meaning of every knob of a section, as text in Markdown."""
+    for field in dataclasses.fields(section):
+        if "meaning" in field.metadata:
+            default, check = field.default, field.metadata["check"]
+            quoted = f'"{default}"' if isinstance(default, str) else f"{default}"
+            value = "" if default is dataclasses.MISSING else f" = {quoted}"
+            kind = f"{KINDS[field.type]}{f', {check.wanted}' if check else ''}"
+            meaning = field.metadata["meaning"]
+            yield f"`{section.PREFIX}{field.name}{value}` ({kind}): {meaning}"
 
 
 def _convert(key: str, value: Any, kind: type) -> Any:

@@ -6,7 +6,7 @@ import sys
 from PIL import Image
 
 from docs.draw_rooms import PICTURE, description
-from mmrec_jax.commands.config_help import markdown
+from mmrec_jax.commands.config_help import text
 from small_runs import ROOT
 
 
@@ -17,7 +17,7 @@ def test_the_picture_of_the_rooms_is_current():
 
 def test_the_page_of_knobs_is_current():
     command = "python -m mmrec_jax.commands.config_help > docs/config.md"
-    assert (ROOT / "docs/config.md").read_text() == markdown(), f"regenerate it: {command}"
+    assert (ROOT / "docs/config.md").read_text() == text(), f"regenerate it: {command}"
 
 
 def test_importing_the_package_leaves_the_allocator_alone():

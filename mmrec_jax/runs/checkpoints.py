@@ -3,8 +3,9 @@
 No other module imports Orbax.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,7 @@ class Checkpoints:
     """The checkpoints of a run; each holds a training state and its progress (a JSON object)."""
 
     def __init__(self, directory: Path, keep: int = 1, read_only: bool = False):
-        """Opens a directory of checkpoints; unless read-only, creates it if needed.
-
-        Args:
-            directory: of the checkpoints.
-            keep: number of newest checkpoints to keep besides the best.
-            read_only: whether to refrain from writing or deleting anything.
-        """
+        """Opens a directory, or creates it; `keep` newest checkpoints stay besides the best."""
         self.directory = directory.absolute()
         self._keep, self._read_only = keep, read_only
         self._manager = self._open()
@@ -80,9 +75,6 @@ class Checkpoints:
         """Starts saving a checkpoint. The state may be donated as soon as this returns.
 
         Args:
-            step: steps done.
-            state: the training state.
-            progress: of the run at this step, as a JSON object.
             best_loss: the validation loss if it is the lowest so far, else None.
 
         Raises:
@@ -91,19 +83,13 @@ class Checkpoints:
         if jax.default_backend() == "cpu":  # where Orbax reads from the donated memory
             state = jax.tree.map(jnp.copy, state)
         metrics = None if best_loss is None else {_METRIC: best_loss}
-        try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    training=ocp.args.StandardSave(_nonempty(state._replace(params=None))),
-                    progress=ocp.args.JsonSave(progress),
-                ),
-                metrics=metrics,
-                force=True,
-            )
-        except Exception as error:
-            raise self._failed(error) from error
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            training=ocp.args.StandardSave(_nonempty(state._replace(params=None))),
+            progress=ocp.args.JsonSave(progress),
+        )
+        with self._saving():
+            self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def wait(self) -> None:
         """Waits until everything is written.
@@ -111,22 +97,21 @@ class Checkpoints:
         Raises:
             UserError: something could not be written.
         """
-        try:
+        with self._saving():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: Exception) -> UserError:
-        good = [step for step in self._on_disk() if step.isdigit()]
-        last = f"the last good one is step {max(map(int, good))}" if good else "none is saved yet"
-        return UserError(
-            f"could not save a checkpoint in {self.directory}: {_reason(error)}; {last}. Fix "
-            "the problem (is the disk full?) and run the same command again"
-        )
-
-    def _on_disk(self) -> list[str]:
-        return [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else []
+            good = [int(path.name) for path in self.directory.glob("*") if path.name.isdigit()]
+            last = f"the last good one is step {max(good)}" if good else "none is saved yet"
+            raise UserError(
+                f"could not save a checkpoint in {self.directory}: {_reason(error)}; {last}. Fix "
+                "the problem (is the disk full?) and run the same command again"
+            ) from error
 
     def resolve(self, name: str) -> int:
         """The step of a checkpoint, named by 'best', 'latest', 'final' or its step.
@@ -147,12 +132,11 @@ class Checkpoints:
                 "checkpoint; use --checkpoint=latest or best, or continue training"
             )
         if name == "best":
-            best = self.best_step()
-            if best is None:
-                raise UserError(
-                    f"{self.directory} has no evaluated checkpoint yet; use --checkpoint=latest"
-                )
-            return best
+            if self.best_step() is not None:
+                return self.best_step()
+            raise UserError(
+                f"{self.directory} has no evaluated checkpoint yet; use --checkpoint=latest"
+            )
         if name.isdigit() and int(name) in steps:
             return int(name)
         raise UserError(
@@ -171,10 +155,7 @@ class Checkpoints:
         Raises:
             UserError: they cannot be read.
         """
-        try:
-            return self._restore(step, params=like).params
-        except Exception as error:
-            raise self._unreadable(step, error) from error
+        return self._restore(step, params=like).params
 
     def restore_state(self, step: int, like: TrainState) -> TrainState:
         """The complete state of a step, with the structure, dtypes and placement of `like`.
@@ -182,26 +163,22 @@ class Checkpoints:
         Raises:
             UserError: it cannot be read.
         """
-        try:
-            return self._restore_state(step, like)
-        except Exception as error:
-            raise self._unreadable(step, error) from error
-
-    def _unreadable(self, step: int, error: Exception) -> UserError:
-        return UserError(f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}")
-
-    def _restore(self, step: int, **like: Any) -> Any:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
-
-    def _restore_state(self, step: int, like: TrainState) -> TrainState:
         rest = like._replace(params=None)
         items = self._restore(step, params=like.params, training=_nonempty(rest))
         leaves, structure = jax.tree.flatten(rest)
         restored = iter(jax.tree.leaves(items.training))
         training = structure.unflatten(next(restored) if x.size else x for x in leaves)
         return training._replace(params=items.params)
+
+    def _restore(self, step: int, **like: Any) -> Any:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise UserError(
+                f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}"
+            ) from error
 
     def restore_newest(
         self, like: TrainState, warn: Callable[[str], None]
@@ -218,7 +195,7 @@ class Checkpoints:
         for step in reversed(steps):
             try:
                 progress = self.progress(step)
-                return self._restore_state(step, like), progress
+                return self.restore_state(step, like), progress
             except Exception as error:
                 aside = self.directory.parent / "unreadable_checkpoints"
                 warn(f"checkpoint {step} cannot be read ({_reason(error)}); moved to {aside}")

@@ -68,12 +68,8 @@ def open_run(path: Path) -> Run:
     config = read_config(path)
     if not has_checkpoints(path):
         raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
-    return Run(
-        path=path,
-        config=config,
-        tokenizer=tokenizer_from_json((path / "tokenizer.json").read_text()),
-        checkpoints=Checkpoints(path / "checkpoints", read_only=True),
-    )
+    tokenizer = tokenizer_from_json((path / "tokenizer.json").read_text())
+    return Run(path, config, tokenizer, Checkpoints(path / "checkpoints", read_only=True))
 
 
 def has_checkpoints(path: Path) -> bool:
@@ -88,32 +84,22 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: another process is training in it.
     """
-    lock = _lock(path)
     try:
-        lock.acquire(timeout=0)
+        with filelock.FileLock(path / "training.lock", timeout=0):
+            yield
     except filelock.Timeout as error:
         raise UserError(f"another process is training in {path}; use another --workdir") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def is_training(path: Path) -> bool:
     """Whether a process is training in a workdir right now."""
-    lock = _lock(path)
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
+        with locked(path):
+            return False
+    except UserError:
         return True
     except OSError:  # a workdir that cannot be written to
         return False
-    lock.release()
-    return False
-
-
-def _lock(path: Path) -> filelock.FileLock:
-    return filelock.FileLock(path / "training.lock")
 
 
 def check_config(path: Path, config: Config) -> None:
@@ -143,11 +129,12 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
     tokens = {name: getattr(dataset, name).num_tokens for name in SPLITS}
     data = {"fingerprint": dataset.fingerprint, "tokens": tokens}
     if (path / "config.json").exists():
-        for name, same in (
-            ("tokenizer", (path / "tokenizer.json").read_text() == tokenizer),
-            ("corpus", json.loads((path / "data.json").read_text()) == data),
-        ):
-            if not same:
+        same = {
+            "tokenizer": (path / "tokenizer.json").read_text() == tokenizer,
+            "corpus": json.loads((path / "data.json").read_text()) == data,
+        }
+        for name in same:
+            if not same[name]:
                 raise UserError(
                     f"{path} belongs to a run with another {name}: the text has changed; "
                     "use another --workdir, or restore the old text"
