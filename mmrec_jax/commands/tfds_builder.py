@@ -24,6 +24,8 @@ from mmrec_jax.data.sources import open_corpus
 from mmrec_jax.data.sources.tfds import quietly
 from mmrec_jax.errors import UserError
 
+_OF_DATA = ("source", "path", "field", *(f"{split}_fraction" for split in HELD_OUT))  # flags
+
 
 class TextCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A corpus of text or JSON lines. `make_builder` gives it its name and version.
@@ -64,13 +66,7 @@ def _examples(part: Part, total: int, split: str) -> Iterator[tuple[int, dict[st
 
 
 def make_builder(name: str, version: str, data: DataConfig, data_dir: str | None) -> TextCorpus:
-    """The builder of a dataset.
-
-    Args:
-        name: name of the dataset, in snake_case.
-        version: its version, such as 1.0.0.
-        data: where the text is and how it is split.
-        data_dir: folder of datasets; None: the default of TFDS.
+    """The builder of a dataset in the folder `data_dir` or, if that is None, the default of TFDS.
 
     Raises:
         UserError: TFDS does not accept the name or version, or the text does not exist.
@@ -87,12 +83,9 @@ def make_builder(name: str, version: str, data: DataConfig, data_dir: str | None
 
 
 def main():
-    values = {name: getattr(flags.FLAGS, name) for name in _FLAGS}
-    data_dir = values.pop("data_dir")
-    name, version = values.pop("name"), values.pop("version")
-    data = DataConfig(**values)
+    data = DataConfig(**{name: getattr(flags.FLAGS, name) for name in _OF_DATA})
     with quietly():
-        builder = make_builder(name, version, data, data_dir)
+        builder = make_builder(flags.FLAGS.name, flags.FLAGS.version, data, flags.FLAGS.data_dir)
         if builder.is_prepared():
             raise UserError(
                 f"{builder.data_path} already exists; choose another --version for another text"
@@ -101,12 +94,6 @@ def main():
     for split in builder.info.splits.values():
         print(f"{split.name}: {split.num_examples:,} examples, {split.num_bytes:,} bytes")
     print(f"{builder.info.full_name} is in {builder.data_path}")
-
-
-_FLAGS = (
-    *("name", "version", "data_dir", "source", "path", "field"),
-    *(f"{split}_fraction" for split in HELD_OUT),
-)
 
 
 if __name__ == "__main__":
