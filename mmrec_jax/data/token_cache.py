@@ -46,10 +46,8 @@ def cache_root() -> Path:
 def open_prepared(folder: Path, check: bool = False) -> Prepared:
     """Opens token files.
 
-    Args:
-        folder: where they are.
-        check: whether to compare them with their checksums. Beyond ALWAYS_CHECKED bytes, only files
-            whose modification time has changed since they were written are read for that.
+    `check` compares them with their checksums. Beyond ALWAYS_CHECKED bytes, only files whose
+    modification time has changed since they were written are read for that.
 
     Raises:
         Damaged: a file is missing, unreadable, or differs from what was written.

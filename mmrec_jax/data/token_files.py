@@ -63,8 +63,8 @@ class TokenWriter:
             raise OSError(number, str(error)) from error
 
     def _record(self, tokens: np.ndarray) -> None:
-        if self._writer is None or self._written % FILE == 0:
-            if self._writer is not None:
+        if self._written % FILE == 0:
+            if self._written:
                 self._close_file()
             path = Path(f"{self._stem}-{len(self.paths):05d}.array_record")
             self.paths.append(path)
