@@ -30,7 +30,7 @@ from mmrec_jax.data.corpus import SPLITS, Corpus, Piece, split_pieces
 from mmrec_jax.data.encoding import blocks, encoder
 from mmrec_jax.data.sources import open_corpus
 from mmrec_jax.data.token_cache import Damaged, Prepared, cache_root, open_prepared, text_digest
-from mmrec_jax.data.token_files import TokenCounts, TokenWriter, checksum
+from mmrec_jax.data.token_files import TokenCounts, TokenWriter
 from mmrec_jax.data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -120,8 +120,9 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
     if corpus.files:
         names = "source", "field", "tfds_name", "tfds_split"
         how = {name: getattr(config.data, name) for name in names}
-        stats = [(str(path.resolve()), *_stat(path)) for path in corpus.files]
-        known = root / "scans" / f"{text_digest(json.dumps([VERSION, how, stats]))}.json"
+        stats = [(path, path.stat()) for path in corpus.files]
+        files = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        known = root / "scans" / f"{text_digest(json.dumps([VERSION, how, files]))}.json"
         with contextlib.suppress(OSError, ValueError, TypeError):
             return Scan(**json.loads(known.read_text()))
     digest, characters = hashlib.blake2b(digest_size=16), []
@@ -138,11 +139,6 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
             known.parent.mkdir(exist_ok=True)
             write_text(known, json.dumps(scan._asdict()))
     return scan
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _name(config: Config, scan: Scan) -> str:
@@ -238,20 +234,14 @@ def _write_tokens(
                 writers[name].write(block.tokens)
                 counts[name] = TokenCounts(*map(sum, zip(counts[name], block.counts, strict=True)))
                 bar.advance(task, block.characters)
-    splits = {}
-    for name, writer in writers.items():
-        digest = writer.close()
-        files = []
-        for path in writer.paths:
-            size, changed = _stat(path)
-            file = {"name": path.name, "bytes": size, "changed": changed}
-            files.append({**file, "checksum": checksum(path)})
-        splits[name] = {"counts": counts[name]._asdict(), "digest": digest, "files": files}
     return {
         "version": VERSION,
         "dtype": dtype.name,
         "tokenizer": text_digest(tokenizer.to_json()),
-        "splits": splits,
+        "splits": {
+            name: {"counts": counts[name]._asdict(), **writer.close()}
+            for name, writer in writers.items()
+        },
     }
 
 

@@ -48,12 +48,17 @@ class TokenWriter:
             self._record(record)
         self._left = tokens[whole:]
 
-    def close(self) -> str:
-        """Writes the remaining tokens and returns a digest of all tokens."""
+    def close(self) -> dict:
+        """Writes the remaining tokens and returns their digest and a list of the files."""
         if len(self._left) or self._writer is None:
             self._record(self._left)
         self._close_file()
-        return self._digest.hexdigest()
+        files = []
+        for path in self.paths:
+            stat = path.stat()
+            file = {"name": path.name, "bytes": stat.st_size, "changed": stat.st_mtime_ns}
+            files.append({**file, "checksum": checksum(path)})
+        return {"digest": self._digest.hexdigest(), "files": files}
 
     def _close_file(self) -> None:
         try:
