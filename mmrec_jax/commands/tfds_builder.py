@@ -18,13 +18,11 @@ from absl import flags
 
 from mmrec_jax.commands import cli
 from mmrec_jax.config import DataConfig
-from mmrec_jax.data.corpus import HELD_OUT, SPLITS, Part, split_pieces
+from mmrec_jax.data.corpus import HELD_OUT, Part, split_pieces
 from mmrec_jax.data.encoding import blocks
 from mmrec_jax.data.sources import open_corpus
 from mmrec_jax.data.sources.tfds import quietly
 from mmrec_jax.errors import UserError
-
-_OF_DATA = ("source", "path", "field", *(f"{split}_fraction" for split in HELD_OUT))  # flags
 
 
 class TextCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -50,19 +48,17 @@ class TextCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         (part,) = open_corpus(self.data).parts
         total = sum(len(piece.text) for piece in part.pieces())
-        shares = {name for name, share in part.shares if share}
-        return {name: _examples(part, total, name) for name in SPLITS if name in shares}
+        splits = [name for name, share in part.shares if share]
+        return {name: self._generate_examples(part, total, name) for name in splits}
 
-    def _generate_examples(self, **_):
-        raise NotImplementedError("_split_generators makes the examples")
-
-
-def _examples(part: Part, total: int, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    pieces = (piece for name, piece in split_pieces(part, total) if name == split)
-    document = -1
-    for key, (text, begins) in enumerate(itertools.chain.from_iterable(blocks(pieces))):
-        document += begins
-        yield key, {"text": text, "document": document}
+    def _generate_examples(
+        self, part: Part, total: int, split: str
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        pieces = (piece for name, piece in split_pieces(part, total) if name == split)
+        document = -1
+        for key, (text, begins) in enumerate(itertools.chain.from_iterable(blocks(pieces))):
+            document += begins
+            yield key, {"text": text, "document": document}
 
 
 def make_builder(name: str, version: str, data: DataConfig, data_dir: str | None) -> TextCorpus:
@@ -83,7 +79,8 @@ def make_builder(name: str, version: str, data: DataConfig, data_dir: str | None
 
 
 def main():
-    data = DataConfig(**{name: getattr(flags.FLAGS, name) for name in _OF_DATA})
+    names = ("source", "path", "field", *(f"{split}_fraction" for split in HELD_OUT))
+    data = DataConfig(**{name: getattr(flags.FLAGS, name) for name in names})
     with quietly():
         builder = make_builder(flags.FLAGS.name, flags.FLAGS.version, data, flags.FLAGS.data_dir)
         if builder.is_prepared():

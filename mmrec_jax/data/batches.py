@@ -120,10 +120,7 @@ Batches = TrainingWindows | RecallTexts
 
 
 def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batches:
-    """Stretches of windows if memory is carried from step to step, else shuffled windows.
-
-    The recall tasks have batches of their own.
-    """
+    """Recall texts, stretches of windows if memory is carried, or else shuffled windows."""
     train = config.train
     if config.data.source == "recall":
         return RecallTexts(config, host)

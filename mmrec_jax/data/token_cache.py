@@ -101,8 +101,8 @@ def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
         stat = path.stat()
         if stat.st_size != file["bytes"]:
             raise Damaged(f"{path} has {stat.st_size:,} bytes instead of {file['bytes']:,}")
-        unchanged = stat.st_mtime_ns == file["changed"]
-        if (small or not unchanged) and checksum(path) != file["checksum"]:
+        suspect = small or stat.st_mtime_ns != file["changed"]
+        if suspect and checksum(path) != file["checksum"]:
             raise Damaged(f"{path} does not match its checksum")
 
 

@@ -224,10 +224,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         UserError: the file is missing or not a tokenizer.
     """
     try:
-        text = path.read_text()
-        if "kind" in json.loads(text):
-            return tokenizer_from_json(text)
-        return SubwordTokenizer(hf.Tokenizer.from_str(text))
+        return tokenizer_from_json(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception
@@ -235,16 +232,17 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """The tokenizer that `to_json` turned into this text."""
-    values = json.loads(text)
-    match values["kind"]:
-        case "char":
-            return CharTokenizer(values["characters"])
-        case "byte":
+    """The tokenizer that `to_json`, or the `tokenizers` library, turned into this text."""
+    match json.loads(text):
+        case {"kind": "char", "characters": characters}:
+            return CharTokenizer(characters)
+        case {"kind": "word", "words": words}:
+            return WordTokenizer(words)
+        case {"kind": "byte"}:
             return ByteTokenizer()
-        case "word":
-            return WordTokenizer(values["words"])
-    return SubwordTokenizer(hf.Tokenizer.from_str(json.dumps(values["tokenizer"])))
+        case {"kind": "subword", "tokenizer": tokenizer}:
+            text = json.dumps(tokenizer)
+    return SubwordTokenizer(hf.Tokenizer.from_str(text))
 
 
 def document_tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:

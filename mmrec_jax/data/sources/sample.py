@@ -31,14 +31,12 @@ def _sentence(rng: random.Random) -> str:
     thing = f"{rng.choice(_QUALITIES)} {rng.choice(_THINGS)}"
     action = f"{rng.choice(_VERBS)} {rng.choice(('a', 'the'))} {thing}"
     place, time = rng.choice(_PLACES), rng.choice(_TIMES)
-    sentence = rng.choice(
-        (
-            f"{person} {action} {place} {time}",
-            f"{time} {person} {action} {place}",
-            f"{place} {person} {action} {time}",
-        )
+    orders = (
+        f"{person} {action} {place} {time}",
+        f"{time} {person} {action} {place}",
+        f"{place} {person} {action} {time}",
     )
-    return sentence.capitalize() + ".\n"
+    return rng.choice(orders).capitalize() + ".\n"
 
 
 def open_corpus(config: DataConfig) -> Corpus:
