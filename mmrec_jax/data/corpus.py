@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from mmrec_jax.config import DataConfig
 
-SPLITS = ("train", "validation", "test")
 HELD_OUT = ("validation", "test")
+SPLITS = ("train", *HELD_OUT)
 
 
 class Piece(NamedTuple):

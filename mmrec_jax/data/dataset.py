@@ -9,7 +9,7 @@ from mmrec_jax.config import Config
 from mmrec_jax.data.corpus import HELD_OUT
 from mmrec_jax.data.prepare import prepare
 from mmrec_jax.data.sources import recall
-from mmrec_jax.data.token_cache import Prepared, PreparedSplit
+from mmrec_jax.data.token_cache import Prepared
 from mmrec_jax.data.token_files import TokenReader
 from mmrec_jax.data.tokenizers import Tokenizer
 from mmrec_jax.errors import UserError
@@ -56,9 +56,7 @@ def load_dataset(config: Config) -> Dataset:
     if config.data.source == "recall":
         return _recall_dataset(config)
     prepared = prepare(config)
-    splits = {
-        name: open_split(split, prepared.tokenizer) for name, split in prepared.splits.items()
-    }
+    splits = {name: open_split(prepared, name) for name in prepared.splits}
     digests = " ".join(split.digest for split in prepared.splits.values())
     batch_size, seq_len = config.train.batch_size, config.train.seq_len
     if splits["train"].num_tokens <= batch_size * seq_len:
@@ -77,10 +75,10 @@ def load_dataset(config: Config) -> Dataset:
     return Dataset(prepared.tokenizer, **splits, fingerprint=fingerprint, prepared=prepared)
 
 
-def open_split(prepared: PreparedSplit, tokenizer: Tokenizer) -> Split:
+def open_split(prepared: Prepared, name: str) -> Split:
     """A split stored in token files."""
-    counts = prepared.counts
-    return Split(prepared.tokens, counts.tokens, counts.num_bytes, tokenizer.padding)
+    tokens, counts, _ = prepared.splits[name]
+    return Split(tokens, counts.tokens, counts.num_bytes, prepared.tokenizer.padding)
 
 
 def _recall_dataset(config: Config) -> Dataset:

@@ -165,10 +165,7 @@ def _write(
     bar = Progress(transient=True, disable=small or not Console().is_terminal)
     with new_folder(folder) as partial, bar:
         tokenizer = _make_tokenizer(corpus, scan, config, bar)
-        index = _write_tokens(corpus, scan, tokenizer, partial, bar)
-        (partial / "tokenizer.json").write_text(tokenizer.to_json())
-        (partial / "index.json").write_text(json.dumps(index, indent=2) + "\n")
-    counts = [TokenCounts(**split["counts"]) for split in index["splits"].values()]
+        counts = _write_files(corpus, scan, tokenizer, partial, bar)
     num_bytes, seconds = sum(count.num_bytes for count in counts), time.perf_counter() - start
     say(
         f"prepared {sum(count.tokens for count in counts):,} tokens from {num_bytes / 1e6:,.1f} MB "
@@ -219,10 +216,10 @@ def _all_pieces(corpus: Corpus, scan: Scan) -> Iterator[tuple[str, Piece]]:
         yield from split_pieces(part, characters)
 
 
-def _write_tokens(
+def _write_files(
     corpus: Corpus, scan: Scan, tokenizer: Tokenizer, folder: Path, bar: Progress
-) -> dict:
-    """Writes all splits and returns the contents of index.json."""
+) -> list[TokenCounts]:
+    """Writes all files of the folder and returns the counts of each split."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writers = {name: TokenWriter(folder / name, dtype, tokenizer.document) for name in SPLITS}
     counts = dict.fromkeys(SPLITS, TokenCounts())
@@ -234,7 +231,7 @@ def _write_tokens(
                 writers[name].write(block.tokens)
                 counts[name] = TokenCounts(*map(sum, zip(counts[name], block.counts, strict=True)))
                 bar.advance(task, block.characters)
-    return {
+    index = {
         "version": VERSION,
         "dtype": dtype.name,
         "tokenizer": text_digest(tokenizer.to_json()),
@@ -243,6 +240,9 @@ def _write_tokens(
             for name, writer in writers.items()
         },
     }
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return list(counts.values())
 
 
 def _begin(bar: Progress, what: str, scan: Scan) -> TaskID:

@@ -68,8 +68,7 @@ def _reader(builder, split: str, field: str):
 
     def pieces() -> Iterator[Piece]:
         document = None
-        for index in range(len(source)):
-            example = source[index]
+        for index, example in enumerate(source):
             value = example[field]
             if not isinstance(value, bytes):
                 raise UserError(
