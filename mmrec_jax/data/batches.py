@@ -84,6 +84,7 @@ class TrainingWindows:
         self._stretch = 1 if stretch is None else min(stretch or longest, longest)
         self._num_stretches = windows // self._stretch
         self.steps_per_epoch = self._num_stretches // batch_size * self._stretch
+        # Memory that is carried through the whole epoch reads the corpus in its order.
         self._shuffled = stretch is None or self.steps_per_epoch > self._stretch
 
     def __getitem__(self, step: int) -> Batch:

@@ -72,12 +72,11 @@ def _cut(text: str) -> int:
 
 def encode_block(tokenizer: Tokenizer, block: list[Piece]) -> Encoded:
     """Encodes a block."""
-    tokens = np.concatenate(
-        [
-            document_tokens(tokenizer, x.text) if x.begins else tokenizer.encode(x.text)
-            for x in block
-        ]
-    )
+    parts = [
+        document_tokens(tokenizer, text) if begins else tokenizer.encode(text)
+        for text, begins in block
+    ]
+    tokens = np.concatenate(parts)
     counts = TokenCounts(
         tokens=len(tokens),
         documents=sum(piece.begins for piece in block),

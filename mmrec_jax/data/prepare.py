@@ -77,6 +77,7 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
 
 @contextlib.contextmanager
 def _explaining_errors(root: Path) -> Iterator[None]:
+    """Turns an error of the disk into one that says what to do about the cache."""
     try:
         yield
     except OSError as error:
