@@ -26,7 +26,7 @@ def main():
 
     from configs import tiny
     from mmrec_jax.config import from_mapping
-    from mmrec_jax.data.batches import ShuffledWindows
+    from mmrec_jax.data.batches import TrainingWindows
     from mmrec_jax.data.dataset import load_dataset
     from mmrec_jax.learning.evaluate import evaluate, make_eval_step
     from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
@@ -41,7 +41,7 @@ def main():
             mapping.data.update(source="text", path=_TEXT.value)
         config = from_mapping(mapping)
         train, dataset = config.train, load_dataset(config)
-        batches = ShuffledWindows(dataset.train, train.batch_size, train.seq_len, train.seed)
+        batches = TrainingWindows(dataset.train, train.batch_size, train.seq_len, train.seed)
         optimizer = make_optimizer(train, learning_rate_schedule(train, _STEPS.value))
         state = init_train_state(config, optimizer, jax.random.key(train.seed))
         step = make_train_step(config, optimizer).lower(state, batches[0]).compile()

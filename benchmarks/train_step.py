@@ -33,14 +33,14 @@ def main():
     import numpy as np
 
     from mmrec_jax.config import from_mapping
-    from mmrec_jax.data.batches import ShuffledWindows
+    from mmrec_jax.data.batches import TrainingWindows
     from mmrec_jax.data.dataset import load_dataset
     from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
     from mmrec_jax.learning.step import init_train_state, make_train_step
 
     config = from_mapping(_CONFIG.value)
     train = config.train
-    windows = ShuffledWindows(load_dataset(config).train, train.batch_size, train.seq_len, 0)
+    windows = TrainingWindows(load_dataset(config).train, train.batch_size, train.seq_len, 0)
     # On the device in advance, as in training.
     batches = [jax.device_put(windows[index]) for index in range(_STEPS.value)]
     optimizer = make_optimizer(train, learning_rate_schedule(train, 100_000))

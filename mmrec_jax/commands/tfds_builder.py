@@ -18,7 +18,7 @@ from absl import flags
 
 from mmrec_jax.commands import cli
 from mmrec_jax.config import DataConfig
-from mmrec_jax.data.corpus import HELD_OUT, SPLITS, Part, split_pieces
+from mmrec_jax.data.corpus import HELD_OUT, Part, split_pieces
 from mmrec_jax.data.encoding import blocks
 from mmrec_jax.data.sources import open_corpus
 from mmrec_jax.data.sources.tfds import quietly
@@ -48,29 +48,21 @@ class TextCorpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         (part,) = open_corpus(self.data).parts
         total = sum(len(piece.text) for piece in part.pieces())
-        shares = {name for name, share in part.shares if share}
-        return {name: _examples(part, total, name) for name in SPLITS if name in shares}
+        splits = [name for name, share in part.shares if share]
+        return {name: self._generate_examples(part, total, name) for name in splits}
 
-    def _generate_examples(self, **_):
-        raise NotImplementedError("_split_generators makes the examples")
-
-
-def _examples(part: Part, total: int, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    pieces = (piece for name, piece in split_pieces(part, total) if name == split)
-    document = -1
-    for key, (text, begins) in enumerate(itertools.chain.from_iterable(blocks(pieces))):
-        document += begins
-        yield key, {"text": text, "document": document}
+    def _generate_examples(
+        self, part: Part, total: int, split: str
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        pieces = (piece for name, piece in split_pieces(part, total) if name == split)
+        document = -1
+        for key, (text, begins) in enumerate(itertools.chain.from_iterable(blocks(pieces))):
+            document += begins
+            yield key, {"text": text, "document": document}
 
 
 def make_builder(name: str, version: str, data: DataConfig, data_dir: str | None) -> TextCorpus:
-    """The builder of a dataset.
-
-    Args:
-        name: name of the dataset, in snake_case.
-        version: its version, such as 1.0.0.
-        data: where the text is and how it is split.
-        data_dir: folder of datasets; None: the default of TFDS.
+    """The builder of a dataset in the folder `data_dir` or, if that is None, the default of TFDS.
 
     Raises:
         UserError: TFDS does not accept the name or version, or the text does not exist.
@@ -87,12 +79,10 @@ def make_builder(name: str, version: str, data: DataConfig, data_dir: str | None
 
 
 def main():
-    values = {name: getattr(flags.FLAGS, name) for name in _FLAGS}
-    data_dir = values.pop("data_dir")
-    name, version = values.pop("name"), values.pop("version")
-    data = DataConfig(**values)
+    names = ("source", "path", "field", *(f"{split}_fraction" for split in HELD_OUT))
+    data = DataConfig(**{name: getattr(flags.FLAGS, name) for name in names})
     with quietly():
-        builder = make_builder(name, version, data, data_dir)
+        builder = make_builder(flags.FLAGS.name, flags.FLAGS.version, data, flags.FLAGS.data_dir)
         if builder.is_prepared():
             raise UserError(
                 f"{builder.data_path} already exists; choose another --version for another text"
@@ -101,12 +91,6 @@ def main():
     for split in builder.info.splits.values():
         print(f"{split.name}: {split.num_examples:,} examples, {split.num_bytes:,} bytes")
     print(f"{builder.info.full_name} is in {builder.data_path}")
-
-
-_FLAGS = (
-    *("name", "version", "data_dir", "source", "path", "field"),
-    *(f"{split}_fraction" for split in HELD_OUT),
-)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Batches of tokens. A batch is a function of the step number, which is all that resuming needs."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import jax
@@ -36,7 +36,7 @@ class Host(NamedTuple):
     index: int = 0
     count: int = 1
 
-    def rows(self, batch_size: int) -> slice:
+    def rows(self, batch_size: int) -> range:
         """The rows of a batch that this host reads.
 
         Raises:
@@ -47,57 +47,21 @@ class Host(NamedTuple):
                 f"train.batch_size {batch_size} is not divisible by the {self.count} hosts"
             )
         share = batch_size // self.count
-        return slice(self.index * share, (self.index + 1) * share)
+        return range(self.index * share, (self.index + 1) * share)
 
 
 ALONE = Host()
 
 
-def num_windows(split: Split, seq_len: int) -> int:
-    """Number of complete windows of `seq_len` predictions in a split."""
-    return max(split.num_tokens - 1, 0) // seq_len
-
-
-def _shuffled(count: int, seed: int, epoch: int) -> grain.MapDataset:
-    """A permutation of range(count), not stored as an array, so that `count` may be any size."""
-    (number,) = np.random.SeedSequence((seed, epoch)).generate_state(1)
-    return grain.MapDataset.range(count).shuffle(seed=int(number))
-
-
 # --- training ---
 
 
-@runtime_checkable
-class Batches(Protocol):
-    """Training batches, indexed by step."""
+class TrainingWindows:
+    """Training batches that read each window of a split once per epoch, except a few left out.
 
-    steps_per_epoch: int
-
-    def __getitem__(self, step: int) -> Batch:
-        """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
-
-
-class ShuffledWindows:
-    """Training batches with every window once per epoch, in a new random order each time."""
-
-    def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int, host: Host = ALONE):
-        self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
-        self._rows = host.rows(batch_size)
-        self._num_windows = num_windows(split, seq_len)
-        self.steps_per_epoch = self._num_windows // batch_size
-
-    def __getitem__(self, step: int) -> Batch:
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = _shuffled(self._num_windows, self._seed, epoch)
-        chosen = [order[index * self._batch_size + row] for row in _indices(self._rows)]
-        return _windows(self._split, chosen, self._seq_len, fresh=True)
-
-
-class ContiguousLanes:
-    """Training batches for carried memory: each lane reads a stretch of the corpus in order.
-
-    All lanes begin a stretch at the same step. Windows that do not fill a stretch for every lane
-    are left out.
+    Consecutive windows form stretches, in a new random order each epoch, and each row of a batch,
+    a lane, reads one stretch after another. All lanes begin a stretch at the same step, so windows
+    that do not fill a stretch for every lane are left out.
     """
 
     def __init__(
@@ -106,27 +70,33 @@ class ContiguousLanes:
         batch_size: int,
         seq_len: int,
         seed: int,
-        stretch: int = 0,
+        stretch: int | None = None,
         host: Host = ALONE,
     ):
-        """`stretch`: windows per stretch, in a new random order each epoch; 0: one per lane."""
+        """`stretch`: windows that a lane reads in order, with carried memory.
+
+        0: as many as there are, in the order of the corpus. None: memory is not carried.
+        """
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
         self._rows = host.rows(batch_size)
-        windows = num_windows(split, seq_len)
+        windows = max(split.num_tokens - 1, 0) // seq_len
         longest = windows // batch_size
-        self._stretch = min(stretch, longest) if stretch else longest
+        self._stretch = 1 if stretch is None else min(stretch or longest, longest)
         self._num_stretches = windows // self._stretch
         self.steps_per_epoch = self._num_stretches // batch_size * self._stretch
+        # Memory that is carried through the whole epoch reads the corpus in its order.
+        self._shuffled = stretch is None or self.steps_per_epoch > self._stretch
 
     def __getitem__(self, step: int) -> Batch:
+        """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         turn, window = divmod(index, self._stretch)
-        order = range(self._num_stretches)
-        if self.steps_per_epoch > self._stretch:
-            order = _shuffled(self._num_stretches, self._seed, epoch)
+        order = grain.MapDataset.range(self._num_stretches)
+        if self._shuffled:  # without an array of the order, so that there may be any number
+            (seed,) = np.random.SeedSequence((self._seed, epoch)).generate_state(1)
+            order = order.shuffle(seed=int(seed))
         chosen = [
-            order[turn * self._batch_size + row] * self._stretch + window
-            for row in _indices(self._rows)
+            order[turn * self._batch_size + row] * self._stretch + window for row in self._rows
         ]
         return _windows(self._split, chosen, self._seq_len, fresh=window == 0)
 
@@ -140,47 +110,28 @@ class RecallTexts:
         self.steps_per_epoch = config.data.recall_steps
 
     def __getitem__(self, step: int) -> Batch:
+        """This host's rows of the batch of a step."""
         train = self._config.train
         rng = np.random.default_rng((self._config.data.sample_seed, 0, train.seed, step))
         split = recall_texts(self._config, rng, train.batch_size)
-        return _windows(split, _indices(self._rows), train.seq_len, fresh=True)
+        return _windows(split, self._rows, train.seq_len, fresh=True)
 
 
-def _indices(rows: slice) -> range:
-    return range(rows.start, rows.stop)
+Batches = TrainingWindows | RecallTexts
 
 
 def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batches:
-    """Contiguous lanes if memory is carried from step to step, else shuffled windows.
-
-    The recall tasks have batches of their own.
-    """
+    """Recall texts, stretches of windows if memory is carried, or else shuffled windows."""
     train = config.train
     if config.data.source == "recall":
         return RecallTexts(config, host)
-    if train.carry_memory:
-        return ContiguousLanes(
-            split, train.batch_size, train.seq_len, train.seed, train.carry_windows, host
-        )
-    return ShuffledWindows(split, train.batch_size, train.seq_len, train.seed, host)
-
-
-class _Steps:
-    """Batches as a Grain source, which needs a length."""
-
-    def __init__(self, batches: Batches, first: int, last: int):
-        self._batches, self._first, self._last = batches, first, last
-
-    def __len__(self) -> int:
-        return self._last - self._first
-
-    def __getitem__(self, index: int) -> Batch:
-        return self._batches[self._first + index]
+    stretch = train.carry_windows if train.carry_memory else None
+    return TrainingWindows(split, train.batch_size, train.seq_len, train.seed, stretch, host)
 
 
 def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:
     """The batches of steps `first` to `last` - 1, put on the device ahead of time."""
-    dataset = grain.MapDataset.source(_Steps(batches, first, last)).map(jax.device_put)
+    dataset = grain.MapDataset.range(first, last).map(batches.__getitem__).map(jax.device_put)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     return iter(dataset.to_iter_dataset(options))
 
@@ -193,8 +144,7 @@ def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]
 
     Each lane reads its own stretch in order.
     """
-    count = -(-(split.num_tokens - 1) // seq_len)
-    steps = -(-count // batch_size)
+    steps = -(-(split.num_tokens - 1) // (seq_len * batch_size))
     for index in range(steps):
         chosen = [lane * steps + index for lane in range(batch_size)]
         yield _windows(split, chosen, seq_len, fresh=index == 0)
@@ -208,9 +158,8 @@ class TextWindows:
 
     def __init__(self, pieces: Iterable[str], tokenizer: Tokenizer, seq_len: int, name: str):
         """`pieces`: the text; `name`: its name in error messages."""
-        self._pieces, self._tokenizer, self._seq_len = pieces, tokenizer, seq_len
-        self._name = name
-        self.num_bytes = 0
+        self._pieces, self._tokenizer = pieces, tokenizer
+        self._seq_len, self._name, self.num_bytes = seq_len, name, 0
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches.
@@ -232,15 +181,14 @@ class TextWindows:
             raise UserError(f"{self._name} has nothing to predict; is it empty?")
 
     def _batch(self, tokens: np.ndarray, fresh: bool) -> Batch:
-        split = Split(
-            ArrayTokens(tokens, np.zeros_like(tokens)), len(tokens), 0, self._tokenizer.padding
-        )
+        text = ArrayTokens(tokens, np.zeros_like(tokens))
+        split = Split(text, len(tokens), 0, self._tokenizer.padding)
         return _windows(split, [0], self._seq_len, fresh)
 
 
-def _windows(split: Split, chosen: Iterable[int], seq_len: int, fresh: bool) -> Batch:
+def _windows(split: Split, chosen: Sequence[int], seq_len: int, fresh: bool) -> Batch:
     """The windows with the given numbers; positions past the end of the split are padding."""
-    shape = len(list(chosen)), seq_len + 1
+    shape = len(chosen), seq_len + 1
     tokens, documents = np.full(shape, split.padding, np.int32), np.zeros(shape, np.int32)
     known = np.zeros(shape, bool)
     for row, window in enumerate(chosen):

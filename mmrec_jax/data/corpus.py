@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from mmrec_jax.config import DataConfig
 
-SPLITS = ("train", "validation", "test")
 HELD_OUT = ("validation", "test")
+SPLITS = ("train", *HELD_OUT)
 
 
 class Piece(NamedTuple):
@@ -48,9 +48,7 @@ def split_shares(config: DataConfig) -> tuple[tuple[str, float], ...]:
 def split_pieces(part: Part, total: int) -> Iterator[tuple[str, Piece]]:
     """The pieces of a part, cut where a split ends, each with the name of its split.
 
-    Args:
-        part: the part to read.
-        total: its number of characters.
+    `total` is the part's number of characters.
     """
     ends, end = [], total
     for name, share in reversed(part.shares):

@@ -1,28 +1,22 @@
 """The data of a run: a tokenized corpus in three splits."""
 
 import hashlib
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 
 from mmrec_jax.config import Config
+from mmrec_jax.data.corpus import HELD_OUT
 from mmrec_jax.data.prepare import prepare
 from mmrec_jax.data.sources import recall
-from mmrec_jax.data.token_cache import Prepared, PreparedSplit
+from mmrec_jax.data.token_cache import Prepared
+from mmrec_jax.data.token_files import TokenReader
 from mmrec_jax.data.tokenizers import Tokenizer
 from mmrec_jax.errors import UserError
 
 
-@runtime_checkable
-class Tokens(Protocol):
-    """Random access to the tokens of a split."""
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens `start` to `stop` - 1 and their document numbers, both int32 [tokens]."""
-
-
 class ArrayTokens(NamedTuple):
-    """Tokens in memory."""
+    """Tokens in memory, read like those of a `TokenReader`."""
 
     tokens: np.ndarray  # int32 [tokens]
     documents: np.ndarray  # int32 [tokens]
@@ -34,7 +28,7 @@ class ArrayTokens(NamedTuple):
 class Split(NamedTuple):
     """The tokens of a split, in corpus order."""
 
-    tokens: Tokens
+    tokens: ArrayTokens | TokenReader
     num_tokens: int
     num_bytes: int  # UTF-8 bytes of the text to predict
     padding: int = 0  # id of the padding token
@@ -62,11 +56,8 @@ def load_dataset(config: Config) -> Dataset:
     if config.data.source == "recall":
         return _recall_dataset(config)
     prepared = prepare(config)
-    splits = {
-        name: open_split(split, prepared.tokenizer) for name, split in prepared.splits.items()
-    }
-    digests = [split.digest for split in prepared.splits.values()]
-    fingerprint = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    splits = {name: open_split(prepared, name) for name in prepared.splits}
+    digests = " ".join(split.digest for split in prepared.splits.values())
     batch_size, seq_len = config.train.batch_size, config.train.seq_len
     if splits["train"].num_tokens <= batch_size * seq_len:
         raise UserError(
@@ -74,19 +65,20 @@ def load_dataset(config: Config) -> Dataset:
             f"{batch_size} x {seq_len} needs {batch_size * seq_len + 1:,}; add text, or lower "
             "train.batch_size or train.seq_len"
         )
-    for name in ("validation", "test"):
+    for name in HELD_OUT:
         if not splits[name].num_bytes and (name == "validation" or config.data.test_fraction):
             raise UserError(
                 f"the {name} split has no tokens to predict; add text, or raise "
                 f"data.{name}_fraction"
             )
+    fingerprint = hashlib.sha256(digests.encode()).hexdigest()
     return Dataset(prepared.tokenizer, **splits, fingerprint=fingerprint, prepared=prepared)
 
 
-def open_split(prepared: PreparedSplit, tokenizer: Tokenizer) -> Split:
+def open_split(prepared: Prepared, name: str) -> Split:
     """A split stored in token files."""
-    counts = prepared.counts
-    return Split(prepared.tokens, counts.tokens, counts.num_bytes, tokenizer.padding)
+    tokens, counts, _ = prepared.splits[name]
+    return Split(tokens, counts.tokens, counts.num_bytes, prepared.tokenizer.padding)
 
 
 def _recall_dataset(config: Config) -> Dataset:

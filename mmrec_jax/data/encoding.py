@@ -2,16 +2,19 @@
 
 import collections
 import concurrent.futures
+import contextlib
+import functools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from mmrec_jax.data.corpus import Piece
+from mmrec_jax.data.token_files import TokenCounts
 from mmrec_jax.data.tokenizers import Tokenizer, document_tokens, tokenizer_from_json
 
 BLOCK = 2**19  # most characters encoded in one call
@@ -22,10 +25,8 @@ class Encoded(NamedTuple):
     """The tokens of a block."""
 
     tokens: np.ndarray  # int32 [tokens]; each document starts with a token of its own
-    documents: int  # how many begin in the block
     characters: int
-    num_bytes: int  # in UTF-8
-    unknown: int  # tokens of characters outside the vocabulary
+    counts: TokenCounts
 
 
 def blocks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -76,55 +77,45 @@ def encode_block(tokenizer: Tokenizer, block: list[Piece]) -> Encoded:
         for text, begins in block
     ]
     tokens = np.concatenate(parts)
-    return Encoded(
-        tokens=tokens,
+    counts = TokenCounts(
+        tokens=len(tokens),
         documents=sum(piece.begins for piece in block),
-        characters=sum(len(piece.text) for piece in block),
         num_bytes=sum(len(piece.text.encode()) for piece in block),
         unknown=0 if tokenizer.unknown is None else int((tokens == tokenizer.unknown).sum()),
     )
+    return Encoded(tokens, sum(len(piece.text) for piece in block), counts)
 
 
-class Encoder:
-    """Encodes blocks in order. A context manager.
+@contextlib.contextmanager
+def encoder(
+    tokenizer: Tokenizer, characters: int
+) -> Iterator[Callable[[Iterable[list[Piece]]], Iterator[Encoded]]]:
+    """A function that encodes blocks in order, with only a few of them in memory at a time.
 
-    For a large corpus it starts one process per core.
+    If there are many `characters` to encode, it has one process per core, until the `with` ends.
     """
+    if characters < LARGE:
+        yield functools.partial(map, functools.partial(encode_block, tokenizer))
+        return
+    workers = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")  # not fork: a process that uses JAX has threads
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, context, _start_worker, (tokenizer.to_json(),)
+    )
 
-    def __init__(self, tokenizer: Tokenizer, characters: int):
-        """`characters`: the number of characters to encode."""
-        self._tokenizer = tokenizer
-        self._workers = len(os.sched_getaffinity(0)) if characters >= LARGE else 0
-        self._pool = None
-
-    def __enter__(self) -> "Encoder":
-        if self._workers:
-            self._pool = concurrent.futures.ProcessPoolExecutor(
-                self._workers,
-                # Not fork: a process that uses JAX has threads.
-                multiprocessing.get_context("spawn"),
-                initializer=_start_worker,
-                initargs=(self._tokenizer.to_json(),),
-            )
-        return self
-
-    def __exit__(self, *_):
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-
-    def encode(self, blocks: Iterable[list[Piece]]) -> Iterator[Encoded]:
-        """Yields the tokens of each block. Only a few blocks are in memory at a time."""
-        if not self._pool:
-            for block in blocks:
-                yield encode_block(self._tokenizer, block)
-            return
+    def encode(blocks: Iterable[list[Piece]]) -> Iterator[Encoded]:
         under_way: collections.deque[concurrent.futures.Future] = collections.deque()
         for block in blocks:
-            under_way.append(self._pool.submit(_encode, block))
-            if len(under_way) > 2 * self._workers:
+            under_way.append(pool.submit(_encode, block))
+            if len(under_way) > 2 * workers:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
+
+    try:
+        yield encode
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _worker_tokenizer: Tokenizer

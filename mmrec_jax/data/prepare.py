@@ -8,10 +8,12 @@ derived from the content of the corpus, its splits, the tokenizer and VERSION.
 scans/          the Scan of each corpus, valid until its files change
 """
 
-import dataclasses
+import contextlib
 import errno
 import hashlib
+import itertools
 import json
+import operator
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,20 +23,14 @@ from typing import NamedTuple
 import filelock
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from mmrec_jax.config import Config
 from mmrec_jax.data.corpus import SPLITS, Corpus, Piece, split_pieces
-from mmrec_jax.data.encoding import Encoder, blocks
+from mmrec_jax.data.encoding import blocks, encoder
 from mmrec_jax.data.sources import open_corpus
-from mmrec_jax.data.token_cache import (
-    Damaged,
-    Prepared,
-    cache_root,
-    open_prepared,
-    text_digest,
-)
-from mmrec_jax.data.token_files import TokenCounts, TokenWriter, checksum
+from mmrec_jax.data.token_cache import Damaged, Prepared, cache_root, open_prepared, text_digest
+from mmrec_jax.data.token_files import TokenCounts, TokenWriter
 from mmrec_jax.data.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
@@ -64,39 +60,40 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
     """
     corpus = open_corpus(config.data)
     root = cache_root()
-    try:
+    with _explaining_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_writable(root, error) from error
     scan = _scan(corpus, root, config)
     folder = root / _name(config, scan)
     if prepared := _open_or_say(folder, say):
         return prepared
+    with _explaining_errors(root), _locked(folder, say):
+        # Another process may have prepared it while this one waited.
+        if prepared := _open_or_say(folder, lambda _: None):
+            return prepared
+        shutil.rmtree(folder, ignore_errors=True)
+        _write(corpus, scan, config, folder, say)
+    return open_prepared(folder)
+
+
+@contextlib.contextmanager
+def _explaining_errors(root: Path) -> Iterator[None]:
+    """Turns an error of the disk into one that says what to do about the cache."""
     try:
-        with _locked(folder, say):
-            # Another process may have prepared it while this one waited.
-            if folder.exists() and (prepared := _open_or_say(folder, lambda _: None)):
-                return prepared
-            shutil.rmtree(folder, ignore_errors=True)
-            _write(corpus, scan, config, folder, say)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no space left on the disk of the cache {root}; free some space, or set the "
                 "environment variable MMREC_CACHE_DIR to another folder"
             ) from error
-        raise _not_writable(root, error) from error
-    return open_prepared(folder)
-
-
-def _not_writable(root: Path, error: OSError) -> UserError:
-    return UserError(
-        f"the cache {root} cannot be written: {error.strerror or error}; set the environment "
-        "variable MMREC_CACHE_DIR to another folder"
-    )
+        raise UserError(
+            f"the cache {root} cannot be written: {error.strerror or error}; set the environment "
+            "variable MMREC_CACHE_DIR to another folder"
+        ) from error
 
 
 def _open_or_say(folder: Path, say: Callable[[str], None]) -> Prepared | None:
+    """The token files, if there are any and they are intact; damage is reported."""
     if not folder.exists():
         return None
     try:
@@ -106,6 +103,15 @@ def _open_or_say(folder: Path, say: Callable[[str], None]) -> Prepared | None:
         return None
 
 
+def _locked(folder: Path, say: Callable[[str], None]) -> filelock.AcquireReturnProxy:
+    lock = filelock.FileLock(folder.with_suffix(".lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say("another process is preparing this corpus; waiting for it")
+        return lock.acquire()
+
+
 # --- identifying a corpus ---
 
 
@@ -113,13 +119,13 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
     """Reads the entire corpus, unless that was done since its files last changed."""
     known = None
     if corpus.files:
-        stats = [(str(path.resolve()), *_stat(path)) for path in corpus.files]
-        key = text_digest(json.dumps([VERSION, _what_is_read(config), stats]))
-        known = root / "scans" / f"{key}.json"
-        try:
+        names = "source", "field", "tfds_name", "tfds_split"
+        how = {name: getattr(config.data, name) for name in names}
+        stats = [(path, path.stat()) for path in corpus.files]
+        files = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        known = root / "scans" / f"{text_digest(json.dumps([VERSION, how, files]))}.json"
+        with contextlib.suppress(OSError, ValueError, TypeError):
             return Scan(**json.loads(known.read_text()))
-        except (OSError, ValueError, TypeError):
-            pass
     digest, characters = hashlib.blake2b(digest_size=16), []
     for part in corpus.parts:
         digest.update(b"\xfe")  # UTF-8 contains neither this byte nor 0xff
@@ -130,48 +136,25 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
         characters.append(count)
     scan = Scan(characters, digest.hexdigest())
     if known:
-        try:
+        with contextlib.suppress(OSError):  # the corpus is read again next time
             known.parent.mkdir(exist_ok=True)
             write_text(known, json.dumps(scan._asdict()))
-        except OSError:  # the corpus is read again next time
-            pass
     return scan
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _what_is_read(config: Config) -> dict:
-    data = dataclasses.asdict(config.data)
-    return {name: data[name] for name in ("source", "field", "tfds_name", "tfds_split")}
-
-
 def _name(config: Config, scan: Scan) -> str:
-    data = config.data
-    tokenizer = {"kind": data.tokenizer}
-    if data.tokenizer.endswith(".json"):
-        tokenizer = {"file": load_tokenizer(Path(data.tokenizer)).to_json()}
-    elif data.tokenizer != "byte":
+    data, kind = config.data, config.data.tokenizer
+    tokenizer = {"kind": kind}
+    if kind.endswith(".json"):
+        kind, tokenizer = "file", {"file": load_tokenizer(Path(kind)).to_json()}
+    elif kind != "byte":
         tokenizer["vocab_size"] = config.model.vocab_size
     fractions = data.validation_fraction, data.test_fraction
     key = text_digest(json.dumps([VERSION, scan.digest, fractions, tokenizer]))
-    kind = "file" if data.tokenizer.endswith(".json") else data.tokenizer
     return f"{data.source}-{kind}-{key}"
 
 
 # --- writing ---
-
-
-def _locked(folder: Path, say: Callable[[str], None]):
-    lock = filelock.FileLock(folder.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        say("another process is preparing this corpus; waiting for it")
-        lock.acquire()
-    return lock
 
 
 def _write(
@@ -179,13 +162,11 @@ def _write(
 ) -> None:
     """Writes token files to a temporary folder, which becomes `folder` when it is complete."""
     start = time.perf_counter()
-    with new_folder(folder) as partial:
-        with _Bar(sum(scan.characters)) as bar:
-            tokenizer = _make_tokenizer(corpus, scan, config, bar)
-            index = _write_tokens(corpus, scan, tokenizer, partial, bar)
-        (partial / "tokenizer.json").write_text(tokenizer.to_json())
-        (partial / "index.json").write_text(json.dumps(index, indent=2) + "\n")
-    counts = [TokenCounts(**split["counts"]) for split in index["splits"].values()]
+    small = sum(scan.characters) < 2**22
+    bar = Progress(transient=True, disable=small or not Console().is_terminal)
+    with new_folder(folder) as partial, bar:
+        tokenizer = _make_tokenizer(corpus, scan, config, bar)
+        counts = _write_files(corpus, scan, tokenizer, partial, bar)
     num_bytes, seconds = sum(count.num_bytes for count in counts), time.perf_counter() - start
     say(
         f"prepared {sum(count.tokens for count in counts):,} tokens from {num_bytes / 1e6:,.1f} MB "
@@ -193,7 +174,7 @@ def _write(
     )
 
 
-def _make_tokenizer(corpus: Corpus, scan: Scan, config: Config, bar: "_Bar") -> Tokenizer:
+def _make_tokenizer(corpus: Corpus, scan: Scan, config: Config, bar: Progress) -> Tokenizer:
     """The tokenizer, trained on the training split alone or read from a file.
 
     Raises:
@@ -202,11 +183,11 @@ def _make_tokenizer(corpus: Corpus, scan: Scan, config: Config, bar: "_Bar") -> 
     kind, vocab_size = config.data.tokenizer, config.model.vocab_size
 
     def texts(limit: float) -> Iterator[str]:
-        bar.begin("learning the vocabulary")
+        task = _begin(bar, "learning the vocabulary", scan)
         training = (piece for name, piece in _all_pieces(corpus, scan) if name == "train")
         share, owed = limit / max(sum(scan.characters), 1), 1.0
         for block in blocks(training):
-            bar.advance(sum(len(piece.text) for piece in block))
+            bar.advance(task, sum(len(piece.text) for piece in block))
             owed += share
             if owed >= 1:  # takes every block, or evenly spaced ones
                 owed -= 1
@@ -236,82 +217,37 @@ def _all_pieces(corpus: Corpus, scan: Scan) -> Iterator[tuple[str, Piece]]:
         yield from split_pieces(part, characters)
 
 
-def _write_tokens(
-    corpus: Corpus, scan: Scan, tokenizer: Tokenizer, folder: Path, bar: "_Bar"
-) -> dict:
-    """Writes all splits and returns the contents of index.json."""
+def _write_files(
+    corpus: Corpus, scan: Scan, tokenizer: Tokenizer, folder: Path, bar: Progress
+) -> list[TokenCounts]:
+    """Writes all files of the folder and returns the counts of each split."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writers = {name: TokenWriter(folder / name, dtype, tokenizer.document) for name in SPLITS}
     counts = dict.fromkeys(SPLITS, TokenCounts())
-    bar.begin("writing tokens")
-    names: list[str] = []  # the split of each block, in order
-    with Encoder(tokenizer, sum(scan.characters)) as encoder:
-        encoded = encoder.encode(_named_blocks(_all_pieces(corpus, scan), names))
-        for index, block in enumerate(encoded):
-            name = names[index]
-            writers[name].write(block.tokens)
-            added = len(block.tokens), block.documents, block.num_bytes, block.unknown
-            counts[name] = TokenCounts(*map(sum, zip(counts[name], added, strict=True)))
-            bar.advance(block.characters)
-    splits = {}
-    for name, writer in writers.items():
-        digest = writer.close()
-        files = []
-        for path in writer.paths:
-            size, changed = _stat(path)
-            file = {"name": path.name, "bytes": size, "changed": changed}
-            files.append({**file, "checksum": checksum(path)})
-        splits[name] = {"counts": counts[name]._asdict(), "digest": digest, "files": files}
-    return {
+    task = _begin(bar, "writing tokens", scan)
+    with encoder(tokenizer, sum(scan.characters)) as encode:
+        pieces = _all_pieces(corpus, scan)
+        for name, of_split in itertools.groupby(pieces, key=operator.itemgetter(0)):
+            for block in encode(blocks(piece for _, piece in of_split)):
+                writers[name].write(block.tokens)
+                counts[name] = TokenCounts(*map(sum, zip(counts[name], block.counts, strict=True)))
+                bar.advance(task, block.characters)
+    index = {
         "version": VERSION,
         "dtype": dtype.name,
         "tokenizer": text_digest(tokenizer.to_json()),
-        "splits": splits,
+        "splits": {
+            name: {"counts": counts[name]._asdict(), **writer.close()}
+            for name, writer in writers.items()
+        },
     }
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return list(counts.values())
 
 
-def _named_blocks(pieces: Iterator[tuple[str, Piece]], names: list[str]) -> Iterator[list[Piece]]:
-    """Yields blocks of one split each, and appends the name of that split to `names`."""
-    upcoming = next(pieces, None)
-    while upcoming is not None:
-        name = upcoming[0]
-
-        def of_split(name=name):
-            nonlocal upcoming
-            while upcoming is not None and upcoming[0] == name:
-                yield upcoming[1]
-                upcoming = next(pieces, None)
-
-        for block in blocks(of_split()):
-            names.append(name)
-            yield block
-
-
-class _Bar:
-    """A progress bar, shown only for large corpora and on a terminal."""
-
-    def __init__(self, characters: int):
-        self._total = characters
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-            transient=True,
-            disable=characters < 2**22 or not Console().is_terminal,
-        )
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_):
-        self._progress.stop()
-
-    def begin(self, what: str) -> None:
-        for task in self._progress.task_ids:
-            self._progress.remove_task(task)
-        self._task = self._progress.add_task(what, total=self._total)
-
-    def advance(self, characters: int) -> None:
-        self._progress.advance(self._task, characters)
+def _begin(bar: Progress, what: str, scan: Scan) -> TaskID:
+    """Shows the progress of a task in place of the previous one."""
+    for task in bar.task_ids:
+        bar.remove_task(task)
+    return bar.add_task(what, total=sum(scan.characters))

@@ -46,10 +46,8 @@ def cache_root() -> Path:
 def open_prepared(folder: Path, check: bool = False) -> Prepared:
     """Opens token files.
 
-    Args:
-        folder: where they are.
-        check: whether to compare them with their checksums. Beyond ALWAYS_CHECKED bytes, only files
-            whose modification time has changed since they were written are read for that.
+    `check` compares them with their checksums. Beyond ALWAYS_CHECKED bytes, only files whose
+    modification time has changed since they were written are read for that.
 
     Raises:
         Damaged: a file is missing, unreadable, or differs from what was written.
@@ -103,8 +101,8 @@ def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
         stat = path.stat()
         if stat.st_size != file["bytes"]:
             raise Damaged(f"{path} has {stat.st_size:,} bytes instead of {file['bytes']:,}")
-        unchanged = stat.st_mtime_ns == file["changed"]
-        if (small or not unchanged) and checksum(path) != file["checksum"]:
+        suspect = small or stat.st_mtime_ns != file["changed"]
+        if suspect and checksum(path) != file["checksum"]:
             raise Damaged(f"{path} does not match its checksum")
 
 

@@ -48,12 +48,17 @@ class TokenWriter:
             self._record(record)
         self._left = tokens[whole:]
 
-    def close(self) -> str:
-        """Writes the remaining tokens and returns a digest of all tokens."""
+    def close(self) -> dict:
+        """Writes the remaining tokens and returns their digest and a list of the files."""
         if len(self._left) or self._writer is None:
             self._record(self._left)
         self._close_file()
-        return self._digest.hexdigest()
+        files = []
+        for path in self.paths:
+            stat = path.stat()
+            file = {"name": path.name, "bytes": stat.st_size, "changed": stat.st_mtime_ns}
+            files.append({**file, "checksum": checksum(path)})
+        return {"digest": self._digest.hexdigest(), "files": files}
 
     def _close_file(self) -> None:
         try:
@@ -63,8 +68,8 @@ class TokenWriter:
             raise OSError(number, str(error)) from error
 
     def _record(self, tokens: np.ndarray) -> None:
-        if self._writer is None or self._written % FILE == 0:
-            if self._writer is not None:
+        if self._written % FILE == 0:
+            if self._written:
                 self._close_file()
             path = Path(f"{self._stem}-{len(self.paths):05d}.array_record")
             self.paths.append(path)

@@ -10,13 +10,14 @@ Ids 0 and 1 are padding and the start of a document; no text encodes to them. A 
 them as its last two ids unless it has `<pad>` and `<doc>`. "word" has neither.
 """
 
+import abc
 import codecs
 import collections
-import functools
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, SupportsInt, runtime_checkable
+from typing import SupportsInt
 
 import numpy as np
 import tokenizers as hf
@@ -28,135 +29,116 @@ SPECIAL = ("<pad>", "<doc>")
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
-@runtime_checkable
-class Decoder(Protocol):
-    """Turns a stream of tokens into text, one complete character after another."""
-
-    def feed(self, token: int) -> str:
-        """The text that this token completes."""
-
-    def rest(self) -> str:
-        """The text that remains after the last token; part of a character is U+FFFD."""
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
+class Tokenizer(abc.ABC):
     """The interface of all tokenizers."""
 
-    padding: int  # id of the padding token
-    document: int | None  # id of the token that starts a document; None: there is none
-    unknown: int | None  # id of anything outside the vocabulary; None: it has everything
+    padding: int = PADDING  # id of the padding token
+    document: int | None = DOCUMENT  # id of the token that starts a document; None: there is none
+    unknown: int | None = None  # id of anything outside the vocabulary; None: it has everything
+    tokens: list[str]  # the name of each id
+    text_ids: range  # ids that stand for text, the only ones that may be generated
 
     @property
     def vocab_size(self) -> int:
         """Number of ids; all ids are below it."""
+        return len(self.tokens)
 
-    @property
-    def text_ids(self) -> range:
-        """Ids that stand for text, the only ones that may be generated."""
-
-    @property
-    def tokens(self) -> list[str]:
-        """The name of each id."""
-
+    @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32 [tokens]."""
 
+    @abc.abstractmethod
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text of a stream of tokens, one complete character after another.
+
+        Part of a character at the end is U+FFFD.
+        """
+
     def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
         """The text of token ids; ids that stand for no text are skipped."""
+        return "".join(self.pieces(map(int, tokens)))
 
-    def decoder(self) -> Decoder:
-        """A decoder for one stream of tokens."""
-
+    @abc.abstractmethod
     def to_json(self) -> str:
         """The tokenizer as JSON, for `tokenizer_from_json`."""
 
 
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """One token per character. Id 2 is any unknown character."""
 
-    padding, document, unknown = PADDING, DOCUMENT, 2
-    first = 3
+    unknown = 2
 
     def __init__(self, characters: Sequence[str]):
         """`characters`: the vocabulary in code point order, without the unknown character."""
         self.characters = tuple(characters)
-        self._codes = np.array([ord(character) for character in characters], np.uint32)
+        self.tokens = [*SPECIAL, UNKNOWN_CHARACTER, *characters]
+        self.text_ids = range(self.unknown + 1, len(self.tokens))
+        # The last number is above every code point, so that a search always ends at one of these.
+        self._codes = np.array([*map(ord, characters), 2**32 - 1], np.uint32)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "CharTokenizer":
         """The most frequent characters of the texts; `vocab_size` includes the three first ids."""
-        counts: collections.Counter[str] = collections.Counter()
-        for text in texts:
-            counts.update(text)
+        counts = collections.Counter(itertools.chain.from_iterable(texts))
         counts.pop(UNKNOWN_CHARACTER, None)
         # Ties are broken by code point, so that the vocabulary depends on the text alone.
         ranked = sorted(counts, key=lambda character: (-counts[character], character))
-        return cls(sorted(ranked[: max(vocab_size - cls.first, 0)]))
-
-    @property
-    def vocab_size(self) -> int:
-        return self.first + len(self.characters)
-
-    @property
-    def text_ids(self) -> range:
-        return range(self.first, self.vocab_size)
-
-    @property
-    def tokens(self) -> list[str]:
-        return [*SPECIAL, UNKNOWN_CHARACTER, *self.characters]
+        return cls(sorted(ranked[: max(vocab_size - 3, 0)]))
 
     def encode(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        if not len(self._codes):
-            return np.full(len(codes), self.unknown, np.int32)
-        index = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+        index = np.searchsorted(self._codes, codes)
         known = self._codes[index] == codes
-        return np.where(known, index + self.first, self.unknown).astype(np.int32)
+        return np.where(known, index + self.text_ids.start, self.unknown).astype(np.int32)
 
-    def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
-        return "".join(map(self._character, map(int, tokens)))
-
-    def _character(self, token: int) -> str:
-        if self.first <= token < self.vocab_size:
-            return self.characters[token - self.first]
-        return UNKNOWN_CHARACTER if token == self.unknown else ""
-
-    def decoder(self) -> Decoder:
-        return _WholeTokens(self._character)
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        return (self.tokens[i] for i in tokens if i in self.text_ids or i == self.unknown)
 
     def to_json(self) -> str:
         return json.dumps({"kind": "char", "characters": "".join(self.characters)}) + "\n"
 
 
-class ByteTokenizer:
+class WordTokenizer(Tokenizer):
+    """One token per word of a closed vocabulary, split at white space. Id 0 is any unknown word."""
+
+    padding, document, unknown = 0, None, 0
+
+    def __init__(self, words: Sequence[str]):
+        """`words`: the vocabulary, without the unknown word."""
+        self.tokens = [UNKNOWN_CHARACTER, *words]
+        self.text_ids = range(len(self.tokens))
+        self._ids = {word: index for index, word in enumerate(words, start=1)}
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([self._ids.get(word, self.unknown) for word in text.split()], np.int32)
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        return (self.tokens[i if i in self.text_ids else self.unknown] + " " for i in tokens)
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": "word", "words": self.tokens[1:]}) + "\n"
+
+
+class ByteTokenizer(Tokenizer):
     """One token per byte of UTF-8; byte b has id 2 + b."""
 
-    padding, document, unknown = PADDING, DOCUMENT, None
-    first = 2
-    vocab_size = 258
-    text_ids = range(2, 258)
-
-    @property
-    def tokens(self) -> list[str]:
-        return [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    def __init__(self):
+        self.tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+        self.text_ids = range(len(SPECIAL), len(self.tokens))
 
     def encode(self, text: str) -> np.ndarray:
         data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
-        return data.astype(np.int32) + self.first
+        return data.astype(np.int32) + self.text_ids.start
 
-    def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
-        decoder = self.decoder()
-        return "".join(map(decoder.feed, map(int, tokens))) + decoder.rest()
-
-    def decoder(self) -> Decoder:
-        return _Bytes(lambda token: bytes([token - self.first]) if token in self.text_ids else b"")
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        data = (bytes([i - self.text_ids.start]) for i in tokens if i in self.text_ids)
+        return codecs.iterdecode(data, "utf-8", "replace")
 
     def to_json(self) -> str:
         return json.dumps({"kind": "byte"}) + "\n"
 
 
-class SubwordTokenizer:
+class SubwordTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library, trained here or supplied by the user."""
 
     def __init__(self, tokenizer: hf.Tokenizer):
@@ -170,6 +152,11 @@ class SubwordTokenizer:
         self.padding, self.document = map(tokenizer.token_to_id, SPECIAL)
         unknown = getattr(tokenizer.model, "unk_token", None)
         self.unknown = tokenizer.token_to_id(unknown) if unknown else None
+        self.tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+        if self.padding == PADDING:
+            self.text_ids = range(len(SPECIAL), self.vocab_size)
+        else:
+            self.text_ids = range(min(self.padding, self.document))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "SubwordTokenizer":
@@ -200,20 +187,6 @@ class SubwordTokenizer:
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer)
 
-    @property
-    def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size()
-
-    @property
-    def text_ids(self) -> range:
-        if self.padding == PADDING:
-            return range(len(SPECIAL), self.vocab_size)
-        return range(min(self.padding, self.document))
-
-    @functools.cached_property
-    def tokens(self) -> list[str]:
-        return [self._tokenizer.id_to_token(index) for index in range(self.vocab_size)]
-
     def merges(self) -> dict[int, tuple[int, int]]:
         """The two ids that each merged id consists of; if there are several pairs, the first."""
         ids = {token: index for index, token in enumerate(self.tokens)}
@@ -227,53 +200,21 @@ class SubwordTokenizer:
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         return np.array(encoding.ids, np.int32)
 
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        stream, held = hf.decoders.DecodeStream(skip_special_tokens=True), []
+        for token in tokens:
+            held.append(token)
+            if (text := stream.step(self._tokenizer, token)) is not None:
+                held.clear()
+                yield text
+        yield self._tokenizer.decode(held, skip_special_tokens=True)
+
     def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
         known = [token for token in map(int, tokens) if token < self.vocab_size]
         return self._tokenizer.decode(known, skip_special_tokens=True)
 
-    def decoder(self) -> Decoder:
-        return _Subwords(self._tokenizer)
-
     def to_json(self) -> str:
         return json.dumps({"kind": "subword", "tokenizer": json.loads(self._tokenizer.to_str())})
-
-
-class WordTokenizer:
-    """One token per word of a closed vocabulary, split at white space. Id 0 is any unknown word."""
-
-    padding, document, unknown = 0, None, 0
-
-    def __init__(self, words: Sequence[str]):
-        """`words`: the vocabulary, without the unknown word."""
-        self.words = tuple(words)
-        self._ids = {word: index for index, word in enumerate(self.words, start=1)}
-
-    @property
-    def vocab_size(self) -> int:
-        return 1 + len(self.words)
-
-    @property
-    def text_ids(self) -> range:
-        return range(self.vocab_size)
-
-    @property
-    def tokens(self) -> list[str]:
-        return [UNKNOWN_CHARACTER, *self.words]
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.array([self._ids.get(word, self.unknown) for word in text.split()], np.int32)
-
-    def decode(self, tokens: Iterable[SupportsInt] | np.ndarray) -> str:
-        return "".join(map(self._word, map(int, tokens)))
-
-    def _word(self, token: int) -> str:
-        return (self.words[token - 1] if 0 < token < self.vocab_size else UNKNOWN_CHARACTER) + " "
-
-    def decoder(self) -> Decoder:
-        return _WholeTokens(self._word)
-
-    def to_json(self) -> str:
-        return json.dumps({"kind": "word", "words": self.words}) + "\n"
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -283,10 +224,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         UserError: the file is missing or not a tokenizer.
     """
     try:
-        text = path.read_text()
-        if "kind" in json.loads(text):
-            return tokenizer_from_json(text)
-        return SubwordTokenizer(hf.Tokenizer.from_str(text))
+        return tokenizer_from_json(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
     except Exception as error:  # the library raises plain Exception
@@ -294,65 +232,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """The tokenizer that `to_json` turned into this text."""
-    values = json.loads(text)
-    match values["kind"]:
-        case "char":
-            return CharTokenizer(values["characters"])
-        case "byte":
+    """The tokenizer that `to_json`, or the `tokenizers` library, turned into this text."""
+    match json.loads(text):
+        case {"kind": "char", "characters": characters}:
+            return CharTokenizer(characters)
+        case {"kind": "word", "words": words}:
+            return WordTokenizer(words)
+        case {"kind": "byte"}:
             return ByteTokenizer()
-        case "word":
-            return WordTokenizer(values["words"])
-    return SubwordTokenizer(hf.Tokenizer.from_str(json.dumps(values["tokenizer"])))
+        case {"kind": "subword", "tokenizer": tokenizer}:
+            text = json.dumps(tokenizer)
+    return SubwordTokenizer(hf.Tokenizer.from_str(text))
 
 
 def document_tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Tokens of a text that begins a document, int32 [tokens]."""
     start = [] if tokenizer.document is None else [tokenizer.document]
     return np.concatenate([np.array(start, np.int32), tokenizer.encode(text)])
-
-
-# --- decoders ---
-
-
-class _WholeTokens:
-    """Each token is complete text by itself."""
-
-    def __init__(self, text_of):
-        self.feed = text_of
-
-    def rest(self) -> str:
-        return ""
-
-
-class _Bytes:
-    """Each token is one byte of UTF-8, or no text."""
-
-    def __init__(self, bytes_of):
-        self._bytes_of = bytes_of
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, token: int) -> str:
-        return self._decoder.decode(self._bytes_of(token))
-
-    def rest(self) -> str:
-        return self._decoder.decode(b"", final=True)
-
-
-class _Subwords:
-    """The library's own decoding stream, and the tokens that it holds back."""
-
-    def __init__(self, tokenizer: hf.Tokenizer):
-        self._tokenizer, self._held = tokenizer, []
-        self._stream = hf.decoders.DecodeStream(skip_special_tokens=True)
-
-    def feed(self, token: int) -> str:
-        self._held.append(token)
-        text = self._stream.step(self._tokenizer, token)
-        if text is None:
-            return ""
-        self._held.clear()
-        return text
-
-    def rest(self) -> str:
-        return self._tokenizer.decode(self._held, skip_special_tokens=True)

@@ -5,13 +5,13 @@ print(lm.generate("The old "))
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mmrec_jax.data.batches import TextWindows
-from mmrec_jax.data.tokenizers import Tokenizer, document_tokens
+from mmrec_jax.data.tokenizers import document_tokens
 from mmrec_jax.errors import UserError
 from mmrec_jax.inference.generation import Generator, Sampling, until_stop
 from mmrec_jax.inference.inspection import Inside, look_inside
@@ -66,7 +66,7 @@ class LanguageModel:
 
         def read_row(row, steps):
             tokens = (int(step[row]) for step in steps)
-            return "".join(until_stop(_pieces(self.tokenizer, tokens), stop))
+            return "".join(until_stop(self.tokenizer.pieces(tokens), stop))
 
         # Each text reads up to its stop string; tokens are drawn when the first text needs them.
         copies = itertools.tee((tokens for tokens, _ in written), len(prompts))
@@ -149,7 +149,7 @@ class Conversation:
         """
         self.read(prompt)
         tokens = self._write(max_tokens, Sampling(**sampling))
-        yield from filter(None, until_stop(_pieces(self._lm.tokenizer, tokens), stop))
+        yield from filter(None, until_stop(self._lm.tokenizer.pieces(tokens), stop))
 
     def _write(self, max_tokens, sampling):
         written = self._lm.generator.write(self._session, max_tokens, sampling)
@@ -163,10 +163,3 @@ class Conversation:
     def save(self, path: str | Path) -> None:
         """Saves the session; `LanguageModel.session(path)` continues it."""
         save_session(Path(path), self._session, self._lm.fingerprint())
-
-
-def _pieces(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of a stream of tokens, piece by piece."""
-    decoder = tokenizer.decoder()
-    yield from map(decoder.feed, tokens)
-    yield decoder.rest()

@@ -15,7 +15,7 @@ from mmrec_jax.data.batches import (
     ALONE,
     Host,
     RecallTexts,
-    ShuffledWindows,
+    TrainingWindows,
     every_window,
     prefetched,
     training_batches,
@@ -33,7 +33,7 @@ PROPERTY = settings(max_examples=100, deadline=None, database=None)
 def test_the_tiny_config_has_126_steps_of_2_x_256_per_epoch():
     cfg = from_mapping(tiny.get_config())
     train = cfg.train
-    batches = ShuffledWindows(
+    batches = TrainingWindows(
         load_dataset(cfg).train, train.batch_size, train.seq_len, seed=train.seed
     )
     assert batches.steps_per_epoch == 126
@@ -41,7 +41,7 @@ def test_the_tiny_config_has_126_steps_of_2_x_256_per_epoch():
 
 
 def test_every_window_occurs_exactly_once_per_epoch():
-    batches = ShuffledWindows(numbered(12 * 5 + 1), batch_size=3, seq_len=5, seed=0)
+    batches = TrainingWindows(numbered(12 * 5 + 1), batch_size=3, seq_len=5, seed=0)
     assert batches.steps_per_epoch == 4
     for epoch in range(3):
         steps = range(4 * epoch, 4 * epoch + 4)
@@ -51,7 +51,7 @@ def test_every_window_occurs_exactly_once_per_epoch():
 
 
 def test_the_windows_left_out_differ_between_epochs():
-    batches = ShuffledWindows(numbered(13 * 5 + 1), batch_size=3, seq_len=5, seed=0)
+    batches = TrainingWindows(numbered(13 * 5 + 1), batch_size=3, seq_len=5, seed=0)
     assert batches.steps_per_epoch == 4
     left_out = set()
     for epoch in range(10):
@@ -63,7 +63,7 @@ def test_the_windows_left_out_differ_between_epochs():
 
 def test_a_batch_is_a_function_of_the_step_alone():
     split = numbered(30, 31)
-    one, other = (ShuffledWindows(split, batch_size=3, seq_len=5, seed=7) for _ in range(2))
+    one, other = (TrainingWindows(split, batch_size=3, seq_len=5, seed=7) for _ in range(2))
     forwards = [one[step] for step in range(12)]
     backwards = [other[step] for step in reversed(range(12))][::-1]
     for a, b in zip(forwards, backwards, strict=True):
@@ -73,14 +73,14 @@ def test_a_batch_is_a_function_of_the_step_alone():
 
 def test_each_epoch_and_seed_has_its_own_order():
     def starts(seed, epoch):
-        batches = ShuffledWindows(numbered(12 * 5 + 1), batch_size=3, seq_len=5, seed=seed)
+        batches = TrainingWindows(numbered(12 * 5 + 1), batch_size=3, seq_len=5, seed=seed)
         return tuple(x for i in range(4) for x in batches[4 * epoch + i].tokens[:, 0])
 
     assert len({starts(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
 
 
 def test_targets_are_the_next_tokens_and_count_within_a_document():
-    batches = ShuffledWindows(numbered(27, 34), batch_size=3, seq_len=5, seed=0)
+    batches = TrainingWindows(numbered(27, 34), batch_size=3, seq_len=5, seed=0)
     for step in range(batches.steps_per_epoch):
         batch = batches[step]
         np.testing.assert_array_equal(batch.targets, batch.tokens + 1)
@@ -226,7 +226,7 @@ def test_hosts_share_texts_generated_on_the_fly():
 
 def test_a_batch_that_hosts_cannot_share_is_refused():
     with pytest.raises(UserError, match="batch_size 4 is not divisible by the 3 hosts"):
-        ShuffledWindows(numbered(1000), ROWS, SEQ_LEN, 0, Host(0, 3))
+        TrainingWindows(numbered(1000), ROWS, SEQ_LEN, seed=0, host=Host(0, 3))
 
 
 def test_a_split_with_nothing_to_predict_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers import forward, graph_of, numbered, random_tokens
-from mmrec_jax.data.batches import ContiguousLanes, TextWindows, every_window, training_batches
+from mmrec_jax.data.batches import TextWindows, TrainingWindows, every_window, training_batches
 from mmrec_jax.data.dataset import ArrayTokens, Split
 from mmrec_jax.data.sources.text_files import stream_text
 from mmrec_jax.data.tokenizers import CharTokenizer, document_tokens
@@ -63,7 +63,7 @@ def check(actual, expected):
 def test_every_lane_reads_its_own_stretch_in_order_once_per_epoch(lengths, seq_len, batch_size):
     lengths, size = [batch_size * seq_len + 1, *lengths], batch_size * seq_len
     split = numbered(*lengths)
-    lanes, other = (ContiguousLanes(split, batch_size, seq_len, 0) for _ in range(2))
+    lanes, other = (TrainingWindows(split, batch_size, seq_len, 0, stretch=0) for _ in range(2))
     steps = lanes.steps_per_epoch
     backwards = [other[step] for step in reversed(range(3 * steps))][::-1]
     for epoch in range(3):
@@ -85,7 +85,7 @@ def test_every_lane_reads_its_own_stretch_in_order_once_per_epoch(lengths, seq_l
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(0, 200))
 def test_each_stretch_is_read_in_order_and_once_per_epoch(seq_len, batch_size, stretch, more):
     split = numbered(2 * batch_size * seq_len * stretch + 1 + more)
-    lanes = ContiguousLanes(split, batch_size, seq_len, 3, stretch)
+    lanes = TrainingWindows(split, batch_size, seq_len, 3, stretch)
     length, steps = stretch * seq_len, lanes.steps_per_epoch
     epochs = []
     for epoch in range(2):
@@ -107,7 +107,6 @@ def test_each_stretch_is_read_in_order_and_once_per_epoch(seq_len, batch_size, s
 def test_only_carried_memory_reads_in_lanes(carry):
     batches = training_batches(numbered(1000), small(train__carry_memory=carry))
     assert [batches[step].fresh.all() for step in range(3)] == [True, not carry, not carry]
-    assert isinstance(batches, ContiguousLanes) is carry
 
 
 @PROPERTY

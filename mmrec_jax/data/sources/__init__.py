@@ -8,14 +8,6 @@ import importlib
 from mmrec_jax.config import DataConfig
 from mmrec_jax.data.corpus import Corpus
 
-_MODULES = {
-    "sample": "sample",
-    "text": "text_files",
-    "jsonl": "text_files",
-    "python_docs": "python_docs",
-    "tfds": "tfds",
-}
-
 
 def open_corpus(config: DataConfig) -> Corpus:
     """The corpus that a config names.
@@ -23,6 +15,6 @@ def open_corpus(config: DataConfig) -> Corpus:
     Raises:
         UserError: the file or dataset does not exist. Errors in a file are found when it is read.
     """
+    module = "text_files" if config.source in ("text", "jsonl") else config.source
     # Imported only on demand: TFDS takes seconds.
-    source = importlib.import_module(f"{__name__}.{_MODULES[config.source]}")
-    return source.open_corpus(config)
+    return importlib.import_module(f"{__name__}.{module}").open_corpus(config)

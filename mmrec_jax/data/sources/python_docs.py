@@ -11,8 +11,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     """The topics in alphabetical order."""
 
     def pieces() -> Iterator[Piece]:
-        topics = pydoc_data.topics.topics
-        for name in sorted(topics):
-            yield Piece(topics[name], begins=True)
+        for _, text in sorted(pydoc_data.topics.topics.items()):
+            yield Piece(text, begins=True)
 
     return Corpus((Part(pieces, split_shares(config)),))

@@ -17,7 +17,6 @@ from mmrec_jax.data.tokenizers import WordTokenizer
 from mmrec_jax.errors import UserError
 
 TASKS = ("together", "scattered", "passkey")
-NUM_KEYS, NUM_VALUES, NUM_NOISE, NUM_DIGITS = 64, 32, 32, 10
 PASSKEY_LEN = 5
 FILLER = (
     "the river runs down to the sea .",
@@ -32,10 +31,10 @@ FILLER = (
 STATEMENT = "the pass key is"
 QUESTION = "what is the pass key ? the pass key is"
 
-KEYS = [f"k{i}" for i in range(NUM_KEYS)]
-VALUES = [f"v{i}" for i in range(NUM_VALUES)]
-NOISE = [f"n{i}" for i in range(NUM_NOISE)]
-DIGITS = [str(i) for i in range(NUM_DIGITS)]
+KEYS = [f"k{i}" for i in range(64)]
+VALUES = [f"v{i}" for i in range(32)]
+NOISE = [f"n{i}" for i in range(32)]
+DIGITS = [*"0123456789"]
 _PROSE = sorted({word for text in (*FILLER, QUESTION) for word in text.split()})
 TOKENIZER = WordTokenizer([*KEYS, *VALUES, *NOISE, *DIGITS, *_PROSE])
 
@@ -57,7 +56,7 @@ class Text(NamedTuple):
 
 def chance(task: str) -> float:
     """Expected share of correct answers when guessing at random among the possible ones."""
-    return 1 / (NUM_DIGITS if task == "passkey" else NUM_VALUES)
+    return 1 / len(DIGITS if task == "passkey" else VALUES)
 
 
 def fact_tokens(task: str, pairs: int) -> int:
@@ -72,8 +71,8 @@ def question_tokens(task: str, pairs: int) -> int:
 
 def check_lengths(pairs: int, length: int) -> None:
     """Raises UserError if texts of this length have no room for that many pairs."""
-    if pairs > NUM_KEYS:
-        raise UserError(f"data.recall_pairs is {pairs}; there are only {NUM_KEYS} keys")
+    if pairs > len(KEYS):
+        raise UserError(f"data.recall_pairs is {pairs}; there are only {len(KEYS)} keys")
     for task in TASKS:
         need = fact_tokens(task, pairs) + question_tokens(task, pairs)
         if need > length:
@@ -126,14 +125,8 @@ def make_training_texts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Texts of all tasks in turn, of random lengths, with noise before them as padding.
 
-    Learning begins with the easy ones, which are short and have few pairs.
-
-    Args:
-        rng: the random generator.
-        pairs: largest number of pairs in a text.
-        count: number of texts.
-        length: tokens per text.
-        fewest: smallest number of pairs in a text.
+    Each has `fewest` to `pairs` pairs. Learning begins with the easy ones, which are short and have
+    few pairs.
 
     Returns:
         Tokens, int32 [count, length], and which of them are answers, bool [count, length].

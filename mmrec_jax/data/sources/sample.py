@@ -31,14 +31,12 @@ def _sentence(rng: random.Random) -> str:
     thing = f"{rng.choice(_QUALITIES)} {rng.choice(_THINGS)}"
     action = f"{rng.choice(_VERBS)} {rng.choice(('a', 'the'))} {thing}"
     place, time = rng.choice(_PLACES), rng.choice(_TIMES)
-    sentence = rng.choice(
-        (
-            f"{person} {action} {place} {time}",
-            f"{time} {person} {action} {place}",
-            f"{place} {person} {action} {time}",
-        )
+    orders = (
+        f"{person} {action} {place} {time}",
+        f"{time} {person} {action} {place}",
+        f"{place} {person} {action} {time}",
     )
-    return sentence.capitalize() + ".\n"
+    return rng.choice(orders).capitalize() + ".\n"
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -54,25 +52,21 @@ def open_corpus(config: DataConfig) -> Corpus:
 def sample_texts(seed: int, train_chars: int) -> tuple[str, str, str]:
     """Short English sentences from a small grammar, without repetitions in the entire corpus.
 
-    Args:
-        seed: seed of the generator.
-        train_chars: smallest number of characters of the training text.
-
     Returns:
-        Texts for training, validation and test; the last two have at least a tenth of that each.
+        Texts for training, with at least `train_chars` characters, and for validation and test,
+        with at least a tenth of that each.
     """
     rng = random.Random(seed)
     seen: set[str] = set()
 
     def document(least: int) -> str:
-        sentences, length = [], 0
-        while length < least:
+        text = ""
+        while len(text) < least:
             sentence = _sentence(rng)
             if sentence not in seen:
                 seen.add(sentence)
-                sentences.append(sentence)
-                length += len(sentence)
-        return "".join(sentences)
+                text += sentence
+        return text
 
     tenth = -(-train_chars // 10)
     return document(train_chars), document(tenth), document(tenth)

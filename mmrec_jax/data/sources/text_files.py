@@ -1,6 +1,7 @@
 """Files of text or JSON lines, plain or compressed (.gz, .zst), read in constant memory."""
 
 import codecs
+import functools
 import glob
 import gzip
 import io
@@ -25,7 +26,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     Raises:
         UserError: no file matches.
     """
-    files = matching_files(config.path, config.source)
+    files = _matching_files(config.path, config.source)
 
     def pieces() -> Iterator[Piece]:
         for path in files:
@@ -37,12 +38,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     return Corpus((Part(pieces, split_shares(config)),), tuple(files))
 
 
-def matching_files(pattern: str, source: str) -> list[Path]:
-    """The files of a file name, a glob, or a folder with everything in it, sorted by name.
-
-    Raises:
-        UserError: no file matches.
-    """
+def _matching_files(pattern: str, source: str) -> list[Path]:
+    """The files of a file name, a glob, or a folder with everything in it, sorted by name."""
     folder = Path(pattern)
     found = folder.rglob("*") if folder.is_dir() else map(Path, glob.glob(pattern, recursive=True))
     files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
@@ -111,10 +108,8 @@ def read_jsonl(path: Path, field: str) -> Iterator[Piece]:
     """
     empty = True
     with _opened(path) as file:
-        for number in range(1, 2**63):
-            line = _read(path, file.readline, LONGEST_LINE)
-            if not line:
-                break
+        lines = iter(functools.partial(_read, path, file.readline, LONGEST_LINE), b"")
+        for number, line in enumerate(lines, start=1):
             if text := _field_of(line, field, f"{path} line {number}"):
                 empty = False
                 yield Piece(text, begins=True)

@@ -9,7 +9,7 @@ from unittest import mock
 from absl import logging
 
 from mmrec_jax.config import DataConfig
-from mmrec_jax.data.corpus import Corpus, Part, Piece, split_shares
+from mmrec_jax.data.corpus import HELD_OUT, Corpus, Part, Piece, split_shares
 from mmrec_jax.errors import UserError, nearest
 
 # This import takes seconds and logs, so this module is imported only if a dataset is requested.
@@ -36,7 +36,7 @@ def open_corpus(config: DataConfig) -> Corpus:
             f"{builder.info.full_name} has no field {config.field!r}; it has "
             f"{', '.join(map(repr, sorted(features)))}; choose one with data.field"
         )
-    held_out = [name for name in ("validation", "test") if name in builder.info.splits]
+    held_out = [name for name in HELD_OUT if name in builder.info.splits]
     train = config.tfds_split or "train"
     match held_out:
         case []:
@@ -68,8 +68,7 @@ def _reader(builder, split: str, field: str):
 
     def pieces() -> Iterator[Piece]:
         document = None
-        for index in range(len(source)):
-            example = source[index]
+        for index, example in enumerate(source):
             value = example[field]
             if not isinstance(value, bytes):
                 raise UserError(
@@ -101,7 +100,8 @@ def _builder(config: DataConfig):
         "repeat this command; or read the text itself with data.source=text or jsonl"
     )
     try:
-        with _offline():
+        # Downloads are refused, because they could be of any size.
+        with mock.patch.object(downloader._Downloader, "download", side_effect=_MustDownload):
             builder.download_and_prepare()
     except _MustDownload:
         raise UserError(f"{where} is not downloaded and prepared yet; {hint}") from None
@@ -126,15 +126,6 @@ def quietly():
             yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _offline():
-    """Refuses downloads, which could be of any size."""
-
-    def refuse(*_, **__):
-        raise _MustDownload
-
-    return mock.patch.object(downloader._Downloader, "download", refuse)
 
 
 def _not_found(name: str, folder: str | None) -> str:
