@@ -7,8 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from mmrec_jax.config import Config
 from mmrec_jax.data.batches import Batch, TextWindows
@@ -19,6 +17,7 @@ from mmrec_jax.learning.evaluate import FIRST_BUCKET, evaluate, make_eval_step, 
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.report.plots import draw_losses_by_position
 from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.tables import print_table
 
 
 def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None) -> dict:
@@ -70,7 +69,7 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
             for of_carried, of_fresh in zip(carried.by_position, fresh.by_position, strict=True)
         ],
     }
-    _print_table(values)
+    _print_values(values)
     _print_positions(values["by_position"], seq_len)
     write_text(path / "eval.json", json.dumps(values, indent=2) + "\n")
     draw_losses_by_position(values["by_position"], seq_len, path)
@@ -94,13 +93,8 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _print_table(values: dict) -> None:
-    table = Table(
-        title=f"{values['workdir']}, {values['checkpoint']} checkpoint", show_header=False
-    )
-    table.add_column()
-    table.add_column(justify="right")
-    for name, text in (
+def _print_values(values: dict) -> None:
+    rows = (
         ("step", f"{values['step']:,}"),
         ("text", values["text"]),
         ("tokens", f"{values['tokens']:,}"),
@@ -114,21 +108,17 @@ def _print_table(values: dict) -> None:
         ("bytes of parameters", f"{values['parameter_bytes']:,}"),
         ("bytes of state per text", f"{values['state_bytes']:,}"),
         ("peak bytes of memory", f"{values['peak_memory_bytes']:,}"),
-    ):
-        table.add_row(name, text)
-    Console().print(table)
+    )
+    title = f"{values['workdir']}, {values['checkpoint']} checkpoint"
+    print_table(("", ""), rows, framed=True, title=title, show_header=False)
 
 
 def _print_positions(buckets: list[dict], seq_len: int) -> None:
-    table = Table(title="loss by tokens of context")
-    for name in ("context", "tokens", "carried memory", f"fresh every {seq_len}"):
-        table.add_column(name, justify="right")
+    names = ("context", "tokens", "carried memory", f"fresh every {seq_len}")
+    rows = []
     for bucket in buckets:
-        last = 2 * bucket["first"] - 1 if bucket["first"] else FIRST_BUCKET - 1
-        table.add_row(
-            f"{bucket['first']:,} to {last:,}",
-            f"{bucket['tokens']:,}",
-            f"{bucket['loss']:.4f}",
-            f"{bucket['loss_not_carried']:.4f}",
-        )
-    Console().print(table)
+        first = bucket["first"]
+        last = 2 * first - 1 if first else FIRST_BUCKET - 1
+        losses = f"{bucket['loss']:.4f}", f"{bucket['loss_not_carried']:.4f}"
+        rows.append((f"{first:,} to {last:,}", f"{bucket['tokens']:,}", *losses))
+    print_table(names, rows, texts=0, framed=True, title="loss by tokens of context")

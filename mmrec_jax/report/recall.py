@@ -4,9 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from mmrec_jax.data.sources import recall
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
@@ -14,6 +11,7 @@ from mmrec_jax.learning.evaluate import state_bytes
 from mmrec_jax.learning.recall import MULTIPLES, recall_accuracy
 from mmrec_jax.report.plots import draw_recall
 from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.tables import print_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +71,16 @@ def run_recall_suite(
 
 def print_recall(result: RecallResult) -> None:
     """Prints the share of correct answers of one run as a table."""
-    table = Table(
-        title=f"{result.workdir}: share of correct answers by length of the text in tokens\n"
-        f"trained on {result.trained_length} tokens; state of {result.state_bytes:,} bytes"
-    )
-    table.add_column("task")
-    for multiple in result.multiples:
-        length = multiple * result.trained_length
-        table.add_column(f"{length:,}\n{multiple:,}x", justify="right")
-    table.add_column("chance", justify="right")
+    lengths = [multiple * result.trained_length for multiple in result.multiples]
+    of_multiples = zip(lengths, result.multiples, strict=True)
+    rows = []
     for task in recall.TASKS:
         shares = [*result.accuracy[task], recall.chance(task)]
-        table.add_row(task, *(f"{share:.1%}" for share in shares))
-    Console().print(table)
+        rows.append((task, *(f"{share:.1%}" for share in shares)))
+    print_table(
+        ("task", *(f"{length:,}\n{multiple:,}x" for length, multiple in of_multiples), "chance"),
+        rows,
+        framed=True,
+        title=f"{result.workdir}: share of correct answers by length of the text in tokens\n"
+        f"trained on {result.trained_length} tokens; state of {result.state_bytes:,} bytes",
+    )
