@@ -73,7 +73,7 @@ class Curve(NamedTuple):
 
 
 def main():
-    from mmrec_jax.report.plots import draw_curves
+    from mmrec_jax.report.plots import draw, plot_curves
 
     folder, names = Path(_WORKDIR.value), []
     for name in _RUN.value:
@@ -85,7 +85,8 @@ def main():
     print_curves(curves)
     shown = {name: curves[name] for name in SHOWN if name in curves}
     if shown:
-        draw_curves(shown, "training FLOPs, including the sources", folder / "growth.png")
+        label = "training FLOPs, including the sources"
+        draw(folder / "growth.png", plot_curves, shown, label)
 
 
 def lineage(name: str) -> list[str]:

@@ -27,7 +27,7 @@ COMPLETE = ("more_pairs", "full")  # with all seeds, longest run first; ablation
 
 
 def main():
-    from mmrec_jax.report.plots import draw_recall
+    from mmrec_jax.report.plots import draw, plot_recall
     from mmrec_jax.report.recall import RecallResult
 
     start = time.perf_counter()
@@ -61,7 +61,7 @@ def main():
     }
     print_summary(results)
     of_first_seed = [result for (_, seed), result in results.items() if seed == 0]
-    draw_recall(of_first_seed, folder / "recall.png")
+    draw(folder / "recall.png", plot_recall, of_first_seed)
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(jobs)} runs in {minutes:.1f} minutes on {os.cpu_count()} cores")
 

@@ -15,7 +15,7 @@ from mmrec_jax.data.sources.text_files import stream_text
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.evaluate import FIRST_BUCKET, evaluate, make_eval_step, state_bytes
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.report.plots import draw_losses_by_position
+from mmrec_jax.report.plots import draw, plot_positions
 from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.tables import print_table
 
@@ -72,7 +72,7 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     _print_values(values)
     _print_positions(values["by_position"], seq_len)
     write_text(path / "eval.json", json.dumps(values, indent=2) + "\n")
-    draw_losses_by_position(values["by_position"], seq_len, path)
+    draw(path / "loss_by_position.png", plot_positions, values["by_position"], seq_len)
     return values
 
 

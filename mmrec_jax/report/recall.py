@@ -9,7 +9,7 @@ from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.evaluate import state_bytes
 from mmrec_jax.learning.recall import MULTIPLES, recall_accuracy
-from mmrec_jax.report.plots import draw_recall
+from mmrec_jax.report.plots import draw, plot_recall
 from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.tables import print_table
 
@@ -61,11 +61,11 @@ def run_recall_suite(
         write_text(
             run.path / "recall.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n"
         )
-        draw_recall([result], run.path / "recall.png")
+        draw(run.path / "recall.png", plot_recall, [result])
         print_recall(result)
         results.append(result)
     if len(results) > 1:
-        draw_recall(results, paths[0] / "recall.png")
+        draw(paths[0] / "recall.png", plot_recall, results)
     return results
 
 
