@@ -63,10 +63,10 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(params)),
         "state_bytes": state_bytes(run.config),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": _peak_memory(),
         "by_position": [
-            {**of_carried._asdict(), "loss": of_carried.loss, "loss_not_carried": of_fresh.loss}
-            for of_carried, of_fresh in zip(carried.by_position, fresh.by_position, strict=True)
+            {**bucket._asdict(), "loss_not_carried": of_fresh.loss}
+            for bucket, of_fresh in zip(carried.by_position, fresh.by_position, strict=True)
         ],
     }
     _print_values(values)
@@ -84,7 +84,7 @@ def _compile(eval_step, params, config: Config, batch_size: int) -> None:
         jax.block_until_ready(eval_step(params, batch, memory))
 
 
-def peak_memory() -> int:
+def _peak_memory() -> int:
     """Peak bytes held by this process: on the accelerator if there is one, else in main memory."""
     stats = jax.devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:

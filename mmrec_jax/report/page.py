@@ -38,9 +38,7 @@ POSITIONS = {"tokens of context (bucket start)": ",d", "tokens": ",d", "loss": "
 def write_report(path: Path, with_model: bool = True) -> Path:
     """Writes report.html into a workdir, whatever the status of its run.
 
-    Args:
-        path: the workdir.
-        with_model: whether to show the best checkpoint: samples, memory, loss by context.
+    `with_model` includes the best checkpoint: samples, memory, loss by context.
 
     Raises:
         UserError: the folder is not a workdir, or cannot be written to.
@@ -158,7 +156,7 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
         ("perplexity", f"{best['perplexity']:,.3f}" if best else unknown),
         ("token accuracy", f"{best['accuracy']:.2%}" if best else unknown),
         ("parameters", f"{sum(count_parameters(config.model).values()):,}"),
-        ("training tokens", _short(tokens)),
+        ("training tokens", plots.shorten(tokens, form="{:.3g} {}")),
         ("training FLOPs", f"{tokens * count_flops(config).training:.3g}"),
         ("training time", _duration(seconds)),
         ("tokens per second", f"{np.median(speed):,.0f}" if len(speed) else unknown),
@@ -234,13 +232,6 @@ def _table(formats: dict[str, str], rows: list[Sequence[float]]) -> list[list[st
     if len(rows) > MOST_ROWS:
         shown[MOST_ROWS // 2 : -MOST_ROWS // 2] = [["...", *[""] * (len(formats) - 1)]]
     return [list(formats), *shown]
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return f"{number:g}"
 
 
 def _duration(seconds: float) -> str:

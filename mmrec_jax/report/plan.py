@@ -6,27 +6,19 @@ from mmrec_jax.learning.cost import count_flops, count_memory, count_parameters
 from mmrec_jax.tables import print_table
 
 
-def check_devices(config: Config, devices: int) -> None:
-    """Raises UserError if the devices cannot divide a batch evenly."""
-    batch_size = config.train.batch_size
-    if devices < 1 or batch_size % devices:
-        raise UserError(f"train.batch_size {batch_size} is not divisible by --devices={devices}")
-
-
 def print_plan(config: Config, devices: int, tokens: int, flops_per_second: float) -> None:
     """Prints the cost of a run.
 
     Args:
-        config: of the run.
-        devices: number of devices, which share memory and work evenly.
-        tokens: number of training tokens; 0 takes it from the config.
+        devices: how many share memory and work evenly.
+        tokens: to train on; 0 takes their number from the config.
         flops_per_second: FLOP/s that one device achieves in training; 0 if unknown.
 
     Raises:
         UserError: the devices cannot divide a batch evenly.
     """
     train, model = config.train, config.model
-    check_devices(config, devices)
+    _check_devices(config, devices)
     parameters, flops = count_parameters(model), count_flops(config)
     total, forward = sum(parameters.values()), sum(flops.forward.values())
     print(
@@ -72,7 +64,7 @@ def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_seco
     """Prints the cost of several runs, one per line; arguments as for `print_plan`."""
     rows = []
     for config in configs:
-        check_devices(config, devices)
+        _check_devices(config, devices)
         flops, memory, train = count_flops(config).training, count_memory(config), config.train
         of_run = tokens or train.fixed_steps * train.step_tokens
         days = ""
@@ -91,6 +83,13 @@ def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_seco
     print_table(("", "parameters", "FLOPs/token", "tokens/step", "GB", "days"), rows)
     of_tokens = f"; days for {tokens:,} tokens" if tokens else ""
     print(f"GB per device (of {devices}){of_tokens}")
+
+
+def _check_devices(config: Config, devices: int) -> None:
+    """Raises UserError if the devices cannot divide a batch evenly."""
+    batch_size = config.train.batch_size
+    if devices < 1 or batch_size % devices:
+        raise UserError(f"train.batch_size {batch_size} is not divisible by --devices={devices}")
 
 
 def _days(work: float, devices: int, flops_per_second: float) -> float:

@@ -43,15 +43,12 @@ def draw_for_page(
     """Draws a figure as <name>.png and <name>-dark.png, and each again as -narrow.png.
 
     Args:
-        folder: where the files go.
-        name: stem of the file names.
-        alt: what the picture shows.
-        plot: is called with a figure and the values; a narrow page has a narrow figure.
+        alt: what the picture shows, in words.
+        plot: is called with a figure, of 7.2 or 4 inches in width, and the values.
         height: of the figure, in inches.
 
     Returns:
-        `alt`, and the contents of the files as URIs: `light`, `dark`, `light_narrow` and
-        `dark_narrow`.
+        `alt`, and the files as URIs: `light`, `dark`, `light_narrow` and `dark_narrow`.
     """
     picture = {"alt": alt}
     for theme, narrow in itertools.product(("light", "dark"), (False, True)):
@@ -160,7 +157,7 @@ def plot_series(figure: Figure, log: RunLog) -> None:
         axes.set_title(name, fontsize=10, loc="left")
         axes.tick_params(labelsize=9)
     panels[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    panels[2].yaxis.set_major_formatter(_thousands)
+    panels[2].yaxis.set_major_formatter(_shortened)
     for axes in panels[-1:] if narrow else panels[2:]:
         _set_up_steps(axes, most=4)
 
@@ -182,16 +179,21 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, alpha: float = 1.0
 
 def _set_up_steps(axes: Axes, most: int | str = "auto") -> None:
     axes.set_xlabel("step")
-    axes.xaxis.set_major_formatter(_thousands)
+    axes.xaxis.set_major_formatter(_shortened)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(most, integer=True))
 
 
 @matplotlib.ticker.FuncFormatter
-def _thousands(value, _):
-    for size, letter in ((1e6, "M"), (1e3, "K")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
+def _shortened(value, _):
+    return shorten(value)
+
+
+def shorten(number: float, kilo: int = 1000, form: str = "{:g}{}") -> str:
+    """A number as text, such as 12.5K; `kilo` is what a K stands for."""
+    for size, letter in ((kilo**3, "B"), (kilo**2, "M"), (kilo, "K")):
+        if abs(number) >= size:
+            return form.format(number / size, letter)
+    return f"{number:g}"
 
 
 def plot_positions(figure: Figure, buckets: list[dict], seq_len: int = 0) -> None:
@@ -202,20 +204,13 @@ def plot_positions(figure: Figure, buckets: list[dict], seq_len: int = 0) -> Non
         seq_len: to plot `loss_not_carried` too, the tokens after which its memory starts fresh.
     """
     axes = figure.add_subplot()
-    names = [_in_kibi(bucket["first"]) for bucket in buckets]
+    names = [shorten(bucket["first"], kilo=1024) for bucket in buckets]
     axes.plot(names, [bucket["loss"] for bucket in buckets], "o-", label="carried memory")
     if seq_len:
         fresh = [bucket["loss_not_carried"] for bucket in buckets]
         axes.plot(names, fresh, "s--", label=f"fresh memory every {seq_len} tokens")
         axes.legend()
     axes.set(xlabel="tokens of context (bucket start)", ylabel="loss (nats per token)")
-
-
-def _in_kibi(number: int) -> str:
-    for size, letter in ((2**20, "M"), (2**10, "K")):
-        if number >= size:
-            return f"{number // size}{letter}"
-    return str(number)
 
 
 def plot_half_lives(figure: Figure, half_life: np.ndarray) -> None:
@@ -257,16 +252,12 @@ def plot_recall(figure: Figure, results: list) -> None:
 
 
 def plot_saliency(
-    figure: Figure,
-    tokens: Sequence[str],
-    saliency: np.ndarray,
-    kept: np.ndarray,
-    columns: int = 90,
+    figure: Figure, tokens: Sequence[str], saliency: np.ndarray, kept: np.ndarray, columns: int = 90
 ) -> None:
     """Shows a text colored by saliency, with frames around what long-term memory keeps.
 
     Args:
-        figure: takes the size of the text.
+        figure: is resized to fit the text.
         tokens: the text of each token.
         saliency: s of one layer and head, [T].
         kept: which tokens are in long-term memory at the end, bool [T].

@@ -1,8 +1,8 @@
 """Recall accuracy by length of text: how long a trained model keeps facts in memory."""
 
-import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from mmrec_jax.data.sources import recall
 from mmrec_jax.errors import UserError
@@ -14,8 +14,7 @@ from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.tables import print_table
 
 
-@dataclasses.dataclass(frozen=True)
-class RecallResult:
+class RecallResult(NamedTuple):
     """Result of the recall suite for one run."""
 
     workdir: str
@@ -47,8 +46,7 @@ def run_recall_suite(
     results = []
     for run in runs:
         step = run.checkpoints.resolve(checkpoint)
-        params = run.params(step)
-        questions, accuracy = recall_accuracy(run.config, params, multiples)
+        questions, accuracy = recall_accuracy(run.config, run.params(step), multiples)
         result = RecallResult(
             workdir=str(run.path),
             step=step,
@@ -58,27 +56,23 @@ def run_recall_suite(
             accuracy=accuracy,
             multiples=multiples,
         )
-        write_text(
-            run.path / "recall.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-        )
+        write_text(run.path / "recall.json", json.dumps(result._asdict(), indent=2) + "\n")
         draw(run.path / "recall.png", plot_recall, [result])
-        print_recall(result)
+        _print_result(result)
         results.append(result)
     if len(results) > 1:
         draw(paths[0] / "recall.png", plot_recall, results)
     return results
 
 
-def print_recall(result: RecallResult) -> None:
-    """Prints the share of correct answers of one run as a table."""
-    lengths = [multiple * result.trained_length for multiple in result.multiples]
-    of_multiples = zip(lengths, result.multiples, strict=True)
+def _print_result(result: RecallResult) -> None:
+    lengths = [f"{x * result.trained_length:,}\n{x:,}x" for x in result.multiples]
     rows = []
     for task in recall.TASKS:
         shares = [*result.accuracy[task], recall.chance(task)]
         rows.append((task, *(f"{share:.1%}" for share in shares)))
     print_table(
-        ("task", *(f"{length:,}\n{multiple:,}x" for length, multiple in of_multiples), "chance"),
+        ("task", *lengths, "chance"),
         rows,
         framed=True,
         title=f"{result.workdir}: share of correct answers by length of the text in tokens\n"
