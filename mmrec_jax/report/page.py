@@ -46,16 +46,14 @@ def write_report(path: Path, with_model: bool = True) -> Path:
     config, log = read_config(path), read_log(path)
     steps, best_step, finished = _read_checkpoints(path)
     status = read_status(log, path, finished)
-    picture = functools.partial(plots.draw_for_page, _pictures_folder(path))
+    draw = functools.partial(plots.draw_for_page, _pictures_folder(path))
     gaps = gap_rows(log)
     starts = [event for event in log.events if event.get("steps_per_epoch")]
     verdict, advice = judge(gaps, starts[-1]["steps_per_epoch"] if starts else 0)
     pictures = {}
     if len(log.train["step"]):
-        alt = "Training and validation loss"
-        pictures["loss"] = picture("loss", alt, plots.plot_losses, log)
-        alt = "Learning rate, gradient norm, tokens per second and data wait"
-        pictures["series"] = picture("series", alt, plots.plot_series, log, height=5.0)
+        pictures["loss"] = draw("loss", plots.plot_losses, log)
+        pictures["series"] = draw("series", plots.plot_series, log, height=5.0)
     parts, note = None, ""
     if with_model and not steps:
         note = "Without a checkpoint, the model itself cannot be shown."
@@ -67,14 +65,9 @@ def write_report(path: Path, with_model: bool = True) -> Path:
     positions = []
     if parts:
         positions = [(of["first"], of["tokens"], of["loss"]) for of in parts.positions]
-        alt = "Validation loss by tokens of context, with carried memory"
-        pictures["positions"] = picture(
-            "positions", alt, plots.plot_positions, parts.positions, height=3.0
-        )
-        alt = "Half-life of every channel of the recurrence, by layer"
-        pictures["half_lives"] = picture(
-            "half_lives", alt, plots.plot_half_lives, parts.half_life, height=3.2
-        )
+        pictures["positions"] = draw("positions", plots.plot_positions, parts.positions, height=3.0)
+        half_life = parts.half_life
+        pictures["half_lives"] = draw("half_lives", plots.plot_half_lives, half_life, height=3.2)
     return _write_page(
         path / "report.html",
         "run.html.jinja",
@@ -112,10 +105,9 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
     if not any(len(log.train["step"]) for log in logs):
         raise UserError("none of these runs has recorded a step yet")
     output.parent.mkdir(parents=True, exist_ok=True)
-    picture = plots.draw_for_page(
+    losses = plots.draw_for_page(
         _pictures_folder(output.parent),
         "comparison",
-        "Validation and training losses of " + ", ".join(names),
         plots.plot_comparison,
         dict(zip(names, logs, strict=True)),
         height=4.2,
@@ -134,7 +126,8 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
         "comparison.html.jinja",
         title="Comparison of runs",
         subtitle=", ".join(map(str, paths)),
-        losses=picture,
+        names=names,
+        losses=losses,
         results=[heads, *results],
         differences=[["knob", *names], *differences],
     )

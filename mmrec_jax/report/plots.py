@@ -38,19 +38,18 @@ def draw(path: Path, plot: Callable[..., None], *values) -> Path:
 
 
 def draw_for_page(
-    folder: Path, name: str, alt: str, plot: Callable[..., None], *values, height: float = 3.4
+    folder: Path, name: str, plot: Callable[..., None], *values, height: float = 3.4
 ) -> dict[str, str]:
     """Draws a figure as <name>.png and <name>-dark.png, and each again as -narrow.png.
 
     Args:
-        alt: what the picture shows, in words.
         plot: is called with a figure, of 7.2 or 4 inches in width, and the values.
         height: of the figure, in inches.
 
     Returns:
-        `alt`, and the files as URIs: `light`, `dark`, `light_narrow` and `dark_narrow`.
+        The files as URIs: `light`, `dark`, `light_narrow` and `dark_narrow`.
     """
-    picture = {"alt": alt}
+    picture = {}
     for theme, narrow in itertools.product(("light", "dark"), (False, True)):
         papers = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
         inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
