@@ -51,6 +51,7 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     carried, fresh = (
         evaluate(eval_step, params, source(), run.config, carry) for carry in (True, False)
     )
+    positions = carried.by_position, fresh.by_position
     # A text file is read with carried memory; a split, as validation reads it in training.
     result = carried if text or run.config.train.carry_memory else fresh
     values = {
@@ -66,13 +67,13 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
         "peak_memory_bytes": _peak_memory(),
         "by_position": [
             {**bucket._asdict(), "loss_not_carried": of_fresh.loss}
-            for bucket, of_fresh in zip(carried.by_position, fresh.by_position, strict=True)
+            for bucket, of_fresh in zip(*positions, strict=True)
         ],
     }
     _print_values(values)
     _print_positions(values["by_position"], seq_len)
     write_text(path / "eval.json", json.dumps(values, indent=2) + "\n")
-    draw(path / "loss_by_position.png", plot_positions, values["by_position"], seq_len)
+    draw(path / "loss_by_position.png", plot_positions, *positions, seq_len)
     return values
 
 

@@ -62,9 +62,7 @@ def write_report(path: Path, with_model: bool = True) -> Path:
             parts = read_model(path, steps[-1] if best_step is None else best_step)
         except UserError as error:  # an unreadable checkpoint, splits that were deleted
             note = f"The model could not be shown: {error}."
-    positions = []
     if parts:
-        positions = [(of["first"], of["tokens"], of["loss"]) for of in parts.positions]
         pictures["positions"] = draw("positions", plots.plot_positions, parts.positions, height=3.0)
         half_life = parts.half_life
         pictures["half_lives"] = draw("half_lives", plots.plot_half_lives, half_life, height=3.2)
@@ -81,11 +79,11 @@ def write_report(path: Path, with_model: bool = True) -> Path:
         gaps=_table(GAPS, [(*row, row.gap) for row in gaps]),
         epochs=_table(EPOCHS, [[line[name] for name in EPOCHS] for line in log.epochs]),
         checkpoints=_checkpoint_table(path, log, steps, best_step, finished),
-        positions=_table(POSITIONS, positions),
+        positions=_table(POSITIONS, parts.positions if parts else []),
         parts=parts,
         note=note,
         pictures=pictures,
-        what=_what(path, config, log),
+        what=_what(path, config),
         starts=_starts(log),
         knobs=flatten(dataclasses.asdict(config)).items(),
     )
@@ -156,7 +154,7 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
     ]
 
 
-def _what(path: Path, config: Config, log: RunLog) -> list[tuple[str, str]]:
+def _what(path: Path, config: Config) -> list[tuple[str, str]]:
     """Corpus and tokenizer of a run, and its source if it was grown."""
     data = config.data
     which = {"text": data.path, "jsonl": data.path, "tfds": data.tfds_name}
@@ -219,7 +217,7 @@ def _checkpoint_table(
     return rows
 
 
-def _table(formats: dict[str, str], rows: list[Sequence[float]]) -> list[list[str]]:
+def _table(formats: dict[str, str], rows: Sequence[Sequence[float]]) -> list[list[str]]:
     """The names of the columns and the rows as text, with its middle left out if it is long."""
     shown = [[format(x, of) for x, of in zip(row, formats.values(), strict=True)] for row in rows]
     if len(rows) > MOST_ROWS:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmrec_jax.data.sources.recall import TASKS, chance
+from mmrec_jax.learning.evaluate import Bucket
 from mmrec_jax.report.run_log import RunLog
 
 BINS = 800  # of a curve: with more steps, the mean and range of each bin are drawn
@@ -195,19 +196,19 @@ def shorten(number: float, kilo: int = 1000, form: str = "{:g}{}") -> str:
     return f"{number:g}"
 
 
-def plot_positions(figure: Figure, buckets: list[dict], seq_len: int = 0) -> None:
-    """Plots the loss by tokens of context.
+def plot_positions(
+    figure: Figure, carried: Sequence[Bucket], fresh: Sequence[Bucket] = (), seq_len: int = 0
+) -> None:
+    """Plots the loss by tokens of context, with carried memory and perhaps with fresh memory too.
 
-    Args:
-        buckets: with `first` and `loss`, as in `by_position` of eval.json.
-        seq_len: to plot `loss_not_carried` too, the tokens after which its memory starts fresh.
+    `seq_len` is the number of tokens after which memory that is not carried starts fresh.
     """
     axes = figure.add_subplot()
-    names = [shorten(bucket["first"], kilo=1024) for bucket in buckets]
-    axes.plot(names, [bucket["loss"] for bucket in buckets], "o-", label="carried memory")
-    if seq_len:
-        fresh = [bucket["loss_not_carried"] for bucket in buckets]
-        axes.plot(names, fresh, "s--", label=f"fresh memory every {seq_len} tokens")
+    names = [shorten(bucket.first, kilo=1024) for bucket in carried]
+    axes.plot(names, [bucket.loss for bucket in carried], "o-", label="carried memory")
+    if fresh:
+        losses = [bucket.loss for bucket in fresh]
+        axes.plot(names, losses, "s--", label=f"fresh memory every {seq_len} tokens")
         axes.legend()
     axes.set(xlabel="tokens of context (bucket start)", ylabel="loss (nats per token)")
 
