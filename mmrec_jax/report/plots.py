@@ -131,7 +131,7 @@ def _set_up_losses(axes: Axes, logs: Collection[RunLog]) -> None:
     losses = np.concatenate([log.train["loss"] for log in logs])
     losses = losses[np.isfinite(losses)]
     if len(losses) > 20:
-        low = min(losses.min(), *(min(_validation(log)[1], default=np.inf) for log in logs))
+        low = min([losses.min(), *(loss for log in logs for loss in _validation(log)[1])])
         high = min(losses.max(), np.quantile(losses, 0.9) * 1.6)
         room = 0.12 * (high - low) or 1.0
         axes.set_ylim(max(low - room, 0) if low >= 0 else low - room, high + room)
