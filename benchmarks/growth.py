@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.on_cores import run_on_cores
 from mmrec_jax.commands import cli
+from mmrec_jax.tables import print_table
 
 _TEXT = flags.DEFINE_string("text", None, "A UTF-8 file.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/growth", "Folder of the runs.")
@@ -75,7 +73,7 @@ class Curve(NamedTuple):
 
 
 def main():
-    from mmrec_jax.report.plots import draw_curves
+    from mmrec_jax.report.plots import draw, plot_curves
 
     folder, names = Path(_WORKDIR.value), []
     for name in _RUN.value:
@@ -84,10 +82,11 @@ def main():
         level = [name for name in names if len(lineage(name)) == depth + 1]
         run_on_cores({name: [command(folder, name)] for name in level})
     curves = {name: read_curve(folder, name) for name in names}
-    print_table(curves)
+    print_curves(curves)
     shown = {name: curves[name] for name in SHOWN if name in curves}
     if shown:
-        draw_curves(shown, "training FLOPs, including the sources", folder / "growth.png")
+        label = "training FLOPs, including the sources"
+        draw(folder / "growth.png", plot_curves, shown, label)
 
 
 def lineage(name: str) -> list[str]:
@@ -127,14 +126,11 @@ def read_curve(folder: Path, name: str) -> Curve:
     )
 
 
-def print_table(curves: dict[str, Curve]) -> None:
+def print_curves(curves: dict[str, Curve]) -> None:
     """Prints losses, and the share of FLOPs at which a run matches the best mini from scratch."""
     fresh = [curve for name, curve in curves.items() if name.startswith("scratch")]
     target = min(fresh, key=lambda curve: min(curve.losses)) if fresh else None
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("run", no_wrap=True)
-    for name in ("FLOPs", "start loss", "best loss", "share", "matched at"):
-        table.add_column(name, justify="right")
+    rows = []
     for name, curve in curves.items():
         share = good_at = ""
         if target is not None:
@@ -144,8 +140,8 @@ def print_table(curves: dict[str, Curve]) -> None:
             good_at = f"{as_good[0] / target.flops[-1]:.1%}" if as_good else "never"
         start = f"{curve.losses[0]:.4f}" if RUNS[name].source else ""
         best = f"{min(curve.losses):.4f}"
-        table.add_row(name, f"{curve.flops[-1]:.3g}", start, best, share, good_at)
-    Console().print(table)
+        rows.append((name, f"{curve.flops[-1]:.3g}", start, best, share, good_at))
+    print_table(("run", "FLOPs", "start loss", "best loss", "share", "matched at"), rows)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.on_cores import run_on_cores
 from configs.recall import VARIANTS
 from mmrec_jax.commands import cli
+from mmrec_jax.tables import print_table
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/recall_suite", "Folder of the runs.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each variant that should recall everything.")
@@ -28,7 +27,7 @@ COMPLETE = ("more_pairs", "full")  # with all seeds, longest run first; ablation
 
 
 def main():
-    from mmrec_jax.report.plots import draw_recall
+    from mmrec_jax.report.plots import draw, plot_recall
     from mmrec_jax.report.recall import RecallResult
 
     start = time.perf_counter()
@@ -62,7 +61,7 @@ def main():
     }
     print_summary(results)
     of_first_seed = [result for (_, seed), result in results.items() if seed == 0]
-    draw_recall(of_first_seed, folder / "recall.png")
+    draw(folder / "recall.png", plot_recall, of_first_seed)
     minutes = (time.perf_counter() - start) / 60
     print(f"{len(jobs)} runs in {minutes:.1f} minutes on {os.cpu_count()} cores")
 
@@ -72,20 +71,18 @@ def print_summary(results: dict) -> None:
     from mmrec_jax.data.sources.recall import TASKS, chance
 
     first = next(iter(results.values()))
-    table = Table(title="recall accuracy, lowest over the seeds", padding=(0, 0))
-    for name in ("variant", "seeds", "bytes", "task"):
-        table.add_column(name)
-    for multiple in first.multiples:
-        table.add_column(f"{multiple:,}x", justify="right")
+    names = ["variant", "seeds", "bytes", "task", *(f"{x:,}x" for x in first.multiples)]
+    rows = []
     for variant in dict.fromkeys(variant for variant, _ in results):
         runs = [result for (name, _), result in results.items() if name == variant]
         name = (variant, f"{len(runs)}", f"{runs[0].state_bytes:,}")
         for task in TASKS:
             shares = zip(*(result.accuracy[task] for result in runs), strict=True)
-            table.add_row(*name, task, *(f"{min(share):.1%}" for share in shares))
+            rows.append((*name, task, *(f"{min(share):.1%}" for share in shares)))
             name = ("", "", "")
-        table.add_section()
-    Console().print(table)
+        rows.append(())
+    title = "recall accuracy, lowest over the seeds"
+    print_table(names, rows, texts=4, framed=True, title=title, padding=(0, 0))
     lengths = {result.trained_length for result in results.values()}
     chances = ", ".join(f"{task} {chance(task):.1%}" for task in TASKS)
     print(f"trained on texts of {' or '.join(map(str, sorted(lengths)))} tokens (1x)")

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from mmrec_jax.config import Config
 from mmrec_jax.data.batches import Batch, TextWindows
@@ -17,8 +15,9 @@ from mmrec_jax.data.sources.text_files import stream_text
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.evaluate import FIRST_BUCKET, evaluate, make_eval_step, state_bytes
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.report.plots import draw_losses_by_position
+from mmrec_jax.report.plots import draw, plot_positions
 from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.tables import print_table
 
 
 def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None) -> dict:
@@ -52,6 +51,7 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     carried, fresh = (
         evaluate(eval_step, params, source(), run.config, carry) for carry in (True, False)
     )
+    positions = carried.by_position, fresh.by_position
     # A text file is read with carried memory; a split, as validation reads it in training.
     result = carried if text or run.config.train.carry_memory else fresh
     values = {
@@ -64,16 +64,16 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(params)),
         "state_bytes": state_bytes(run.config),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": _peak_memory(),
         "by_position": [
-            {**of_carried._asdict(), "loss": of_carried.loss, "loss_not_carried": of_fresh.loss}
-            for of_carried, of_fresh in zip(carried.by_position, fresh.by_position, strict=True)
+            {**bucket._asdict(), "loss_not_carried": of_fresh.loss}
+            for bucket, of_fresh in zip(*positions, strict=True)
         ],
     }
-    _print_table(values)
+    _print_values(values)
     _print_positions(values["by_position"], seq_len)
     write_text(path / "eval.json", json.dumps(values, indent=2) + "\n")
-    draw_losses_by_position(values["by_position"], seq_len, path)
+    draw(path / "loss_by_position.png", plot_positions, *positions, seq_len)
     return values
 
 
@@ -85,7 +85,7 @@ def _compile(eval_step, params, config: Config, batch_size: int) -> None:
         jax.block_until_ready(eval_step(params, batch, memory))
 
 
-def peak_memory() -> int:
+def _peak_memory() -> int:
     """Peak bytes held by this process: on the accelerator if there is one, else in main memory."""
     stats = jax.devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
@@ -94,13 +94,8 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _print_table(values: dict) -> None:
-    table = Table(
-        title=f"{values['workdir']}, {values['checkpoint']} checkpoint", show_header=False
-    )
-    table.add_column()
-    table.add_column(justify="right")
-    for name, text in (
+def _print_values(values: dict) -> None:
+    rows = (
         ("step", f"{values['step']:,}"),
         ("text", values["text"]),
         ("tokens", f"{values['tokens']:,}"),
@@ -114,21 +109,17 @@ def _print_table(values: dict) -> None:
         ("bytes of parameters", f"{values['parameter_bytes']:,}"),
         ("bytes of state per text", f"{values['state_bytes']:,}"),
         ("peak bytes of memory", f"{values['peak_memory_bytes']:,}"),
-    ):
-        table.add_row(name, text)
-    Console().print(table)
+    )
+    title = f"{values['workdir']}, {values['checkpoint']} checkpoint"
+    print_table(("", ""), rows, framed=True, title=title, show_header=False)
 
 
 def _print_positions(buckets: list[dict], seq_len: int) -> None:
-    table = Table(title="loss by tokens of context")
-    for name in ("context", "tokens", "carried memory", f"fresh every {seq_len}"):
-        table.add_column(name, justify="right")
+    names = ("context", "tokens", "carried memory", f"fresh every {seq_len}")
+    rows = []
     for bucket in buckets:
-        last = 2 * bucket["first"] - 1 if bucket["first"] else FIRST_BUCKET - 1
-        table.add_row(
-            f"{bucket['first']:,} to {last:,}",
-            f"{bucket['tokens']:,}",
-            f"{bucket['loss']:.4f}",
-            f"{bucket['loss_not_carried']:.4f}",
-        )
-    Console().print(table)
+        first = bucket["first"]
+        last = 2 * first - 1 if first else FIRST_BUCKET - 1
+        losses = f"{bucket['loss']:.4f}", f"{bucket['loss_not_carried']:.4f}"
+        rows.append((f"{first:,} to {last:,}", f"{bucket['tokens']:,}", *losses))
+    print_table(names, rows, texts=0, framed=True, title="loss by tokens of context")

@@ -1,5 +1,6 @@
 """The report's view of the model itself: what it writes and what it remembers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from mmrec_jax.inference.inspection import look_inside
 from mmrec_jax.inference.language_model import load
-from mmrec_jax.learning.evaluate import evaluate, make_eval_step
+from mmrec_jax.learning.evaluate import Bucket, evaluate, make_eval_step
 from mmrec_jax.runs.workdir import open_run
 
 SAMPLES, SAMPLE_TOKENS, TEMPERATURE = 3, 240, 0.8
@@ -30,7 +31,7 @@ class ModelParts(NamedTuple):
     samples_note: str
     passage: list[Token]
     passage_note: str
-    positions: list[dict]  # `first`, `tokens` and `loss` of each bucket of context
+    positions: Sequence[Bucket]  # loss by tokens of context
     half_life: np.ndarray  # tokens, [layers, D]
 
 
@@ -72,6 +73,6 @@ def read_model(path: Path, step: int) -> ModelParts:
             f"{config.long_term} slots that hold a token at the end (darkest: {most:.0%}). "
             "Dotted underline: in short-term memory."
         ),
-        positions=[bucket._asdict() for bucket in result.by_position],
+        positions=result.by_position,
         half_life=inside.half_life,
     )

@@ -4,11 +4,12 @@ Pictures are saved as PNG files in the folder `report` next to the page, and als
 The templates escape everything that comes from a corpus or a config.
 """
 
-import base64
 import dataclasses
 import datetime
+import functools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -18,82 +19,74 @@ from mmrec_jax.config import Config, flatten
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.cost import count_flops, count_parameters
-from mmrec_jax.report import drawings
-from mmrec_jax.report.model_parts import ModelParts, read_model
+from mmrec_jax.report import plots
+from mmrec_jax.report.model_parts import read_model
 from mmrec_jax.report.run_log import RULE, RunLog, gap_rows, judge, read_log, read_status
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.workdir import has_checkpoints, read_config
 
-_TONES = {"finished": "good", "diverged": "bad", "ended": "bad"}
 MOST_ROWS = 60  # of a table; a longer one shows only its first and last rows
+EPOCHS = {  # columns of the epoch table: a name in metrics.jsonl and how its numbers are shown
+    "epoch": "d", "steps": ",d", "first": ".4f", "last": ".4f", "mean": ".4f", "min": ".4f",
+    "max": ".4f", "change %": "+.1f", "val loss": ".4f", "perplexity": ",.3f", "accuracy": ".2%",
+    "tokens/s": ",.0f", "seconds": ",.1f",
+}  # fmt: skip
+GAPS = {"step": ",d", "training loss": ".4f", "validation loss": ".4f", "gap": "+.4f"}
+POSITIONS = {"tokens of context (bucket start)": ",d", "tokens": ",d", "loss": ".4f"}
 
 
 def write_report(path: Path, with_model: bool = True) -> Path:
     """Writes report.html into a workdir, whatever the status of its run.
 
-    Args:
-        path: the workdir.
-        with_model: whether to show the best checkpoint: samples, memory, loss by context.
+    `with_model` includes the best checkpoint: samples, memory, loss by context.
 
     Raises:
         UserError: the folder is not a workdir, or cannot be written to.
     """
     config, log = read_config(path), read_log(path)
-    steps, best_step, progress = _read_checkpoints(path)
-    status = read_status(log, path, progress.get("finished", ""))
-    folder = _pictures_folder(path)
+    steps, best_step, finished = _read_checkpoints(path)
+    status = read_status(log, path, finished)
+    draw = functools.partial(plots.draw_for_page, _pictures_folder(path))
     gaps = gap_rows(log)
     starts = [event for event in log.events if event.get("steps_per_epoch")]
-    verdict = judge(gaps, starts[-1]["steps_per_epoch"] if starts else 0)
+    verdict, advice = judge(gaps, starts[-1]["steps_per_epoch"] if starts else 0)
     pictures = {}
     if len(log.train["step"]):
-        pictures["loss"] = drawings.draw(
-            folder,
-            "loss",
-            "Training and validation loss",
-            lambda figure, _: drawings.plot_losses(figure, log),
-        )
-        pictures["series"] = drawings.draw(
-            folder,
-            "series",
-            "Learning rate, gradient norm, tokens per second and data wait",
-            lambda figure, narrow: drawings.plot_series(figure, log, narrow),
-            height=5.0,
-        )
-    parts, notes = _read_model(path, best_step, steps) if with_model else (None, [])
+        pictures["loss"] = draw("loss", plots.plot_losses, log)
+        pictures["series"] = draw("series", plots.plot_series, log, height=5.0)
+    parts, note = None, ""
+    if with_model and not steps:
+        note = "Without a checkpoint, the model itself cannot be shown."
+    elif with_model:
+        try:
+            parts = read_model(path, steps[-1] if best_step is None else best_step)
+        except UserError as error:  # an unreadable checkpoint, splits that were deleted
+            note = f"The model could not be shown: {error}."
     if parts:
-        pictures |= _draw_model(folder, parts)
-    page = _render(
+        pictures["positions"] = draw("positions", plots.plot_positions, parts.positions, height=3.0)
+        half_life = parts.half_life
+        pictures["half_lives"] = draw("half_lives", plots.plot_half_lives, half_life, height=3.2)
+    return _write_page(
+        path / "report.html",
         "run.html.jinja",
         title=f"{config.name}: {path.resolve().name}",
         subtitle=f"{path}, {datetime.datetime.now():%d %B %Y, %H:%M}",
-        status={"text": _sentence(status.text), "tone": _TONES.get(status.kind, "")},
+        status=status,
         figures=_figures(config, log),
         verdict=verdict,
+        advice=advice,
         rule=RULE,
-        gaps=_shortened(
-            [
-                ("step", "training loss", "validation loss", "gap"),
-                *(
-                    (f"{r.step:,}", f"{r.training:.4f}", f"{r.validation:.4f}", f"{r.gap:+.4f}")
-                    for r in gaps
-                ),
-            ]
-        ),
-        epochs=_shortened([EPOCH_NAMES, *(epoch_row(line) for line in log.epochs)]),
-        checkpoints=_checkpoint_table(path, log, steps, best_step, progress),
-        positions=_position_table(parts),
-        samples=parts.samples if parts else [],
-        samples_note=parts.samples_note if parts else "",
-        passage=parts.passage if parts else [],
-        passage_note=parts.passage_note if parts else "",
-        notes=notes,
-        pictures=_embedded(pictures),
-        what=_what(path, config, log),
+        gaps=_table(GAPS, [(*row, row.gap) for row in gaps]),
+        epochs=_table(EPOCHS, [[line[name] for name in EPOCHS] for line in log.epochs]),
+        checkpoints=_checkpoint_table(path, log, steps, best_step, finished),
+        positions=_table(POSITIONS, parts.positions if parts else []),
+        parts=parts,
+        note=note,
+        pictures=pictures,
+        what=_what(path, config),
         starts=_starts(log),
-        knobs=[(key, f"{value}") for key, value in flatten(dataclasses.asdict(config)).items()],
+        knobs=flatten(dataclasses.asdict(config)).items(),
     )
-    return _write_page(path / "report.html", page)
 
 
 def write_comparison(paths: list[Path], output: Path) -> Path:
@@ -106,54 +99,36 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    configs = dict(zip(names, map(read_config, paths), strict=True))
-    logs = dict(zip(names, map(read_log, paths), strict=True))
-    if not any(len(log.train["step"]) for log in logs.values()):
+    configs, logs = [read_config(path) for path in paths], [read_log(path) for path in paths]
+    if not any(len(log.train["step"]) for log in logs):
         raise UserError("none of these runs has recorded a step yet")
     output.parent.mkdir(parents=True, exist_ok=True)
-    picture = drawings.draw(
+    losses = plots.draw_for_page(
         _pictures_folder(output.parent),
         "comparison",
-        "Validation and training losses of " + ", ".join(names),
-        lambda figure, _: drawings.plot_comparison(figure, logs),
+        plots.plot_comparison,
+        dict(zip(names, logs, strict=True)),
         height=4.2,
     )
-    flat = {name: flatten(dataclasses.asdict(config)) for name, config in configs.items()}
-    keys = [
-        key
-        for key in next(iter(flat.values()))
-        if key != "name" and len({repr(values[key]) for values in flat.values()}) > 1
+    figures = [_figures(config, log) for config, log in zip(configs, logs, strict=True)]
+    heads = ["run", "best validation loss", *(head for head, _ in figures[0][1:])]
+    results = [[name, *(value for _, value in of)] for name, of in zip(names, figures, strict=True)]
+    knobs = [flatten(dataclasses.asdict(config)) for config in configs]
+    differences = [
+        [key, *(of[key] for of in knobs)]
+        for key in knobs[0]
+        if key != "name" and len({repr(of[key]) for of in knobs}) > 1
     ]
-    figures = [_figures(configs[name], logs[name]) for name in names]
-    results = [("run", "best validation loss", *(name for name, _ in figures[0][1:]))]
-    results += [
-        (name, *(value for _, value in values)) for name, values in zip(names, figures, strict=True)
-    ]
-    page = _render(
+    return _write_page(
+        output,
         "comparison.html.jinja",
         title="Comparison of runs",
         subtitle=", ".join(map(str, paths)),
-        pictures=_embedded({"comparison": picture}),
-        results=results,
-        differences=[("knob", *names)]
-        + [(key, *(f"{values[key]}" for values in flat.values())) for key in keys],
+        names=names,
+        losses=losses,
+        results=[heads, *results],
+        differences=[["knob", *names], *differences],
     )
-    return _write_page(output, page)
-
-
-EPOCH_NAMES = (
-    "epoch", "steps", "first", "last", "mean", "min", "max", "change %", "val loss", "perplexity",
-    "accuracy", "tokens/s", "seconds",
-)  # fmt: skip
-_EPOCH_FORMATS = {
-    "epoch": "d", "steps": ",d", "change %": "+.1f", "perplexity": ",.3f", "accuracy": ".2%",
-    "tokens/s": ",.0f", "seconds": ",.1f",
-}  # fmt: skip
-
-
-def epoch_row(line: dict) -> tuple[str, ...]:
-    """A row of the epoch table, from an epoch's line of metrics.jsonl."""
-    return tuple(format(line[name], _EPOCH_FORMATS.get(name, ".4f")) for name in EPOCH_NAMES)
 
 
 def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
@@ -172,14 +147,14 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
         ("perplexity", f"{best['perplexity']:,.3f}" if best else unknown),
         ("token accuracy", f"{best['accuracy']:.2%}" if best else unknown),
         ("parameters", f"{sum(count_parameters(config.model).values()):,}"),
-        ("training tokens", _short(tokens)),
+        ("training tokens", plots.shorten(tokens, form="{:.3g} {}")),
         ("training FLOPs", f"{tokens * count_flops(config).training:.3g}"),
         ("training time", _duration(seconds)),
         ("tokens per second", f"{np.median(speed):,.0f}" if len(speed) else unknown),
     ]
 
 
-def _what(path: Path, config: Config, log: RunLog) -> list[tuple[str, str]]:
+def _what(path: Path, config: Config) -> list[tuple[str, str]]:
     """Corpus and tokenizer of a run, and its source if it was grown."""
     data = config.data
     which = {"text": data.path, "jsonl": data.path, "tfds": data.tfds_name}
@@ -214,89 +189,40 @@ def _starts(log: RunLog) -> list[tuple[str, list[tuple[str, str]]]]:
     return starts
 
 
-def _read_checkpoints(path: Path) -> tuple[list[int], int | None, dict]:
-    """Steps of the checkpoints, the best step, and the progress saved with the last one."""
+def _read_checkpoints(path: Path) -> tuple[list[int], int | None, str]:
+    """Steps of the checkpoints, the best step, and why the run finished ("" if it has not)."""
     if not has_checkpoints(path):
-        return [], None, {}
+        return [], None, ""
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
     steps = checkpoints.steps()
     try:
-        progress = checkpoints.progress(steps[-1])
+        finished = checkpoints.progress(steps[-1]).get("finished", "")
     except Exception:  # damaged, or just deleted by a run in progress
-        progress = {}
-    return steps, checkpoints.best_step(), progress
+        finished = ""
+    return steps, checkpoints.best_step(), finished
 
 
 def _checkpoint_table(
-    path: Path, log: RunLog, steps: list[int], best_step: int | None, progress: dict
+    path: Path, log: RunLog, steps: list[int], best_step: int | None, finished: str
 ) -> list[tuple[str, ...]]:
     losses = {line["step"]: line["loss"] for line in log.evaluations}
+    last = "final" if finished else "latest"
     rows = [("step", "validation loss", "size", "")]
     for step in steps:
         files = (path / "checkpoints" / str(step)).rglob("*")
         size = sum(file.stat().st_size for file in files if file.is_file())
-        last = "final" if progress.get("finished") else "latest"
         names = [name for name, of in (("best", best_step), (last, steps[-1])) if of == step]
         loss = f"{losses[step]:.4f}" if step in losses else "-"
         rows.append((f"{step:,}", loss, f"{size / 1e6:,.1f} MB", ", ".join(names)))
     return rows
 
 
-def _read_model(path: Path, best_step: int | None, steps: list[int]):
-    """What the report shows of the best checkpoint, and notes on what is missing."""
-    if not steps:
-        return None, ["Without a checkpoint, the model itself cannot be shown."]
-    step = steps[-1] if best_step is None else best_step
-    try:
-        return read_model(path, step), []
-    except UserError as error:  # an unreadable checkpoint, splits that were deleted
-        return None, [f"The model could not be shown: {error}."]
-
-
-def _draw_model(folder: Path, parts: ModelParts) -> dict[str, drawings.Picture]:
-    return {
-        "positions": drawings.draw(
-            folder,
-            "positions",
-            "Validation loss by tokens of context, with carried memory",
-            lambda figure, _: drawings.plot_positions(figure, parts.positions),
-            height=3.0,
-        ),
-        "half_lives": drawings.draw(
-            folder,
-            "half_lives",
-            "Half-life of every channel of the recurrence, by layer",
-            lambda figure, _: drawings.plot_half_lives(figure, parts.half_life),
-            height=3.2,
-        ),
-    }
-
-
-def _position_table(parts: ModelParts | None) -> list[tuple[str, ...]]:
-    rows = [("tokens of context (bucket start)", "tokens", "loss")]
-    for bucket in parts.positions if parts else []:
-        rows.append((f"{bucket['first']:,}", f"{bucket['tokens']:,}", f"{bucket['loss']:.4f}"))
-    return rows
-
-
-def _shortened(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """A table, with its middle left out if it is long."""
-    if len(rows) <= MOST_ROWS + 1:
-        return rows
-    half = MOST_ROWS // 2
-    dots = ("...",) + ("",) * (len(rows[0]) - 1)
-    return [*rows[: half + 1], dots, *rows[-half:]]
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
-
-
-def _short(number: float) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= size:
-            return f"{number / size:.3g} {letter}"
-    return f"{number:g}"
+def _table(formats: dict[str, str], rows: Sequence[Sequence[float]]) -> list[list[str]]:
+    """The names of the columns and the rows as text, with its middle left out if it is long."""
+    shown = [[format(x, of) for x, of in zip(row, formats.values(), strict=True)] for row in rows]
+    if len(rows) > MOST_ROWS:
+        shown[MOST_ROWS // 2 : -MOST_ROWS // 2] = [["...", *[""] * (len(formats) - 1)]]
+    return [list(formats), *shown]
 
 
 def _duration(seconds: float) -> str:
@@ -315,26 +241,13 @@ def _pictures_folder(path: Path) -> Path:
     return folder
 
 
-def _embedded(pictures: dict[str, drawings.Picture]) -> dict[str, dict]:
-    def uri(path: Path) -> str:
-        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-    return {
-        name: {key: value if key == "alt" else uri(value) for key, value in it._asdict().items()}
-        for name, it in pictures.items()
-    }
-
-
-def _render(template: str, **values) -> str:
+def _write_page(path: Path, template: str, **values) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mmrec_jax.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    return environment.get_template(template).render(**values)
-
-
-def _write_page(path: Path, page: str) -> Path:
+    page = environment.get_template(template).render(**values)
     write_text(path, page, errors="replace")
     return path

@@ -1,35 +1,24 @@
 """Tables of the cost of a run, printed by train.py --dry_run."""
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from mmrec_jax.config import Config
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.cost import count_flops, count_memory, count_parameters
-
-
-def check_devices(config: Config, devices: int) -> None:
-    """Raises UserError if the devices cannot divide a batch evenly."""
-    batch_size = config.train.batch_size
-    if devices < 1 or batch_size % devices:
-        raise UserError(f"train.batch_size {batch_size} is not divisible by --devices={devices}")
+from mmrec_jax.tables import print_table
 
 
 def print_plan(config: Config, devices: int, tokens: int, flops_per_second: float) -> None:
     """Prints the cost of a run.
 
     Args:
-        config: of the run.
-        devices: number of devices, which share memory and work evenly.
-        tokens: number of training tokens; 0 takes it from the config.
+        devices: how many share memory and work evenly.
+        tokens: to train on; 0 takes their number from the config.
         flops_per_second: FLOP/s that one device achieves in training; 0 if unknown.
 
     Raises:
         UserError: the devices cannot divide a batch evenly.
     """
     train, model = config.train, config.model
-    check_devices(config, devices)
+    _check_devices(config, devices)
     parameters, flops = count_parameters(model), count_flops(config)
     total, forward = sum(parameters.values()), sum(flops.forward.values())
     print(
@@ -37,26 +26,28 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
         f"L {model.num_layers}, H {model.num_heads}, K {model.head_dim}, S {model.short_term}, "
         f"C {model.chunk_len}, M {model.long_term}"
     )
-    table = _table("", "parameters", "share", "FLOPs per token")
+    rows = []
     for part in dict.fromkeys([*parameters, *flops.forward]):
         count = parameters.get(part, 0)
         share = f"{count / total:.1%}" if count else ""
         of_part = f"{flops.forward[part]:,}" if part in flops.forward else ""
-        table.add_row(part, f"{count:,}" if count else "", share, of_part)
-    table.add_section()
-    table.add_row("total, forward", f"{total:,}", "100.0%", f"{forward:,}")
-    table.add_row("training", "", "", f"{flops.training:,}")
-    Console().print(table)
+        rows.append((part, f"{count:,}" if count else "", share, of_part))
+    rows += [
+        (),
+        ("total, forward", f"{total:,}", "100.0%", f"{forward:,}"),
+        ("training", "", "", f"{flops.training:,}"),
+    ]
+    print_table(("", "parameters", "share", "FLOPs per token"), rows)
 
     memory = count_memory(config)
-    table = _table(
-        f"{train.batch_size} x {train.seq_len:,} tokens per step",
-        "GB",
-        f"GB per device (of {devices})",
+    of_step = f"{train.batch_size} x {train.seq_len:,} tokens per step"
+    print_table(
+        (of_step, "GB", f"GB per device (of {devices})"),
+        [
+            (name, f"{size / 1e9:,.3f}", f"{size / devices / 1e9:,.3f}")
+            for name, size in (*memory._asdict().items(), ("total", sum(memory)))
+        ],
     )
-    for name, size in (*memory._asdict().items(), ("total", sum(memory))):
-        table.add_row(name, f"{size / 1e9:,.3f}", f"{size / devices / 1e9:,.3f}")
-    Console().print(table)
     tokens = tokens or train.fixed_steps * train.step_tokens
     if not tokens:
         print("for the training time, give --tokens and --flops (FLOP/s achieved by one device)")
@@ -71,34 +62,35 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
 
 def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_second: float) -> None:
     """Prints the cost of several runs, one per line; arguments as for `print_plan`."""
-    table = _table("", "parameters", "FLOPs/token", "tokens/step", "GB", "days")
+    rows = []
     for config in configs:
-        check_devices(config, devices)
+        _check_devices(config, devices)
         flops, memory, train = count_flops(config).training, count_memory(config), config.train
         of_run = tokens or train.fixed_steps * train.step_tokens
         days = ""
         if of_run and flops_per_second:
             days = f"{_days(of_run * flops, devices, flops_per_second):,.2f}"
-        table.add_row(
-            config.name,
-            f"{sum(count_parameters(config.model).values()):,}",
-            f"{flops:.3g}",
-            f"{train.batch_size} x {train.seq_len:,}",
-            f"{sum(memory) / devices / 1e9:,.2f}",
-            days,
+        rows.append(
+            (
+                config.name,
+                f"{sum(count_parameters(config.model).values()):,}",
+                f"{flops:.3g}",
+                f"{train.batch_size} x {train.seq_len:,}",
+                f"{sum(memory) / devices / 1e9:,.2f}",
+                days,
+            )
         )
-    Console().print(table)
+    print_table(("", "parameters", "FLOPs/token", "tokens/step", "GB", "days"), rows)
     of_tokens = f"; days for {tokens:,} tokens" if tokens else ""
     print(f"GB per device (of {devices}){of_tokens}")
 
 
+def _check_devices(config: Config, devices: int) -> None:
+    """Raises UserError if the devices cannot divide a batch evenly."""
+    batch_size = config.train.batch_size
+    if devices < 1 or batch_size % devices:
+        raise UserError(f"train.batch_size {batch_size} is not divisible by --devices={devices}")
+
+
 def _days(work: float, devices: int, flops_per_second: float) -> float:
     return work / (devices * flops_per_second) / 86_400
-
-
-def _table(first: str, *names: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(first)
-    for name in names:
-        table.add_column(name, justify="right")
-    return table

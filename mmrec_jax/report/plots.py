@@ -1,7 +1,12 @@
-"""Plots of evaluations, memory and benchmarks; those of the report page are in drawings.py."""
+"""Plots of runs, of their models, and of benchmarks.
 
+Every function `plot_...` plots on a figure. `draw` saves such a figure as a PNG file, and
+`draw_for_page` draws it for the report page, for light and dark and for wide and narrow screens.
+"""
+
+import base64
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,165 +14,280 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from mmrec_jax.data.sources.recall import TASKS, chance
+from mmrec_jax.learning.evaluate import Bucket
+from mmrec_jax.report.run_log import RunLog
+
+BINS = 800  # of a curve: with more steps, the mean and range of each bin are drawn
+_MARKERS = "osD^vPX"
+_INK = {"light": "#1d2129", "dark": "#e4e6eb"}
+_PAPER = {"light": "#ffffff", "dark": "#16181d"}
+_CYCLE = {
+    "light": ["#2563a8", "#c2410c", "#15803d", "#7c3aed", "#a16207", "#be185d"],
+    "dark": ["#6fb1f5", "#fb923c", "#5fd38a", "#b99cf8", "#e5c04b", "#f58ac0"],
+}
 
 
-def draw_losses_by_position(buckets: list[dict], seq_len: int, workdir: Path) -> Path:
-    """Draws the loss by tokens of context into loss_by_position.png in the workdir.
-
-    Args:
-        buckets: `by_position` of eval.json.
-        seq_len: tokens of a window, after which memory that is not carried starts fresh.
-        workdir: of the run.
-    """
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    names = [_short(bucket["first"]) for bucket in buckets]
-    axes.plot(names, [bucket["loss"] for bucket in buckets], "o-", label="carried memory")
-    axes.plot(
-        names,
-        [bucket["loss_not_carried"] for bucket in buckets],
-        "s--",
-        label=f"fresh memory every {seq_len} tokens",
-    )
-    axes.set(xlabel="tokens of context (bucket start)", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path = workdir / "loss_by_position.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def draw(path: Path, plot: Callable[..., None], *values) -> Path:
+    """Draws a PNG file: `plot` is called with a figure and the values."""
+    with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
+        _draw(path, (7, 4), 120, plot, values)
     return path
 
 
-def draw_curves(curves: dict, xlabel: str, path: Path) -> Path:
-    """Draws validation loss against cost.
+def draw_for_page(
+    folder: Path, name: str, plot: Callable[..., None], *values, height: float = 3.4
+) -> dict[str, str]:
+    """Draws a figure as <name>.png and <name>-dark.png, and each again as -narrow.png.
 
     Args:
-        curves: costs and losses of each run, by name.
-        xlabel: label of the costs.
-        path: the PNG file.
+        plot: is called with a figure, of 7.2 or 4 inches in width, and the values.
+        height: of the figure, in inches.
+
+    Returns:
+        The files as URIs: `light`, `dark`, `light_narrow` and `dark_narrow`.
     """
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for (name, (costs, losses)), marker in zip(curves.items(), itertools.cycle("osD^vPX")):
+    picture = {}
+    for theme, narrow in itertools.product(("light", "dark"), (False, True)):
+        papers = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
+        inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+        style = {
+            **dict.fromkeys(papers, _PAPER[theme]),
+            **dict.fromkeys(inks, _INK[theme]),
+            "axes.prop_cycle": matplotlib.cycler(color=_CYCLE[theme]),
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "font.size": 11,
+        }
+        path = folder / f"{name}{'-dark' * (theme == 'dark')}{'-narrow' * narrow}.png"
+        with plt.rc_context(style):
+            size = (4.0 if narrow else 7.2, height)
+            _draw(path, size, 180 if narrow else 110, plot, values)
+        encoded = base64.b64encode(path.read_bytes()).decode()
+        picture[theme + "_narrow" * narrow] = f"data:image/png;base64,{encoded}"
+    return picture
+
+
+def _draw(path: Path, size: tuple[float, float], dpi: int, plot, values) -> None:
+    figure = plt.figure(figsize=size, layout="constrained")
+    plot(figure, *values)
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)
+
+
+def plot_losses(figure: Figure, log: RunLog) -> None:
+    """Plots training and validation loss by step; marks the best evaluation and events."""
+    axes = figure.add_subplot()
+    _curve(axes, log.train["step"], log.train["loss"], label="training", color="C0")
+    steps, losses = _validation(log)
+    if losses:
+        marker = "o-" if len(losses) <= 60 else "-"
+        axes.plot(steps, losses, marker, color="C1", label="validation", markersize=4)
+        best = steps[int(np.argmin(losses))], min(losses)
+        axes.plot(*best, "*", color="C1", markersize=13)
+        near = {"xytext": (-6, 12), "textcoords": "offset points", "ha": "right"}
+        axes.annotate(f"best {best[1]:.4f}", best, **near)
+    for name, (color, line, label) in _MARKS.items():
+        for index, event in enumerate(event for event in log.events if event["event"] == name):
+            label = None if index else label
+            axes.axvline(event["step"], color=color, linestyle=line, linewidth=1.2, label=label)
+    _set_up_losses(axes, [log])
+    axes.legend()
+
+
+_MARKS = {
+    "resumed": ("C2", ":", "resumed"),
+    "interrupted": ("C2", ":", None),
+    "stopped early": ("C4", "--", "stopped early"),
+    "diverged": ("C5", "-", "diverged"),
+}
+
+
+def plot_comparison(figure: Figure, logs: dict[str, RunLog]) -> None:
+    """Plots validation losses of several runs, with their training losses behind them."""
+    axes = figure.add_subplot()
+    for index, (name, log) in enumerate(logs.items()):
+        color = f"C{index % 6}"
+        _curve(axes, log.train["step"], log.train["loss"], color=color, alpha=0.3)
+        axes.plot(*_validation(log), "o-", color=color, label=name, markersize=4)
+    _set_up_losses(axes, logs.values())
+    axes.legend(fontsize=9, title="validation (training: faint)", title_fontsize=9)
+
+
+def _validation(log: RunLog) -> tuple[list[int], list[float]]:
+    """Steps and losses of the evaluations whose loss is finite."""
+    finite = [line for line in log.evaluations if np.isfinite(line["loss"])]
+    return [line["step"] for line in finite], [line["loss"] for line in finite]
+
+
+def _set_up_losses(axes: Axes, logs: Collection[RunLog]) -> None:
+    """Labels the axes; limits y so that spikes and the first steps do not flatten the curves."""
+    losses = np.concatenate([log.train["loss"] for log in logs])
+    losses = losses[np.isfinite(losses)]
+    if len(losses) > 20:
+        low = min([losses.min(), *(loss for log in logs for loss in _validation(log)[1])])
+        high = min(losses.max(), np.quantile(losses, 0.9) * 1.6)
+        room = 0.12 * (high - low) or 1.0
+        axes.set_ylim(max(low - room, 0) if low >= 0 else low - room, high + room)
+    axes.set_ylabel("loss (nats per token)")
+    _set_up_steps(axes)
+
+
+def plot_series(figure: Figure, log: RunLog) -> None:
+    """Plots learning rate, gradient norm, tokens per second and data wait by step."""
+    narrow = figure.get_figwidth() < 6
+    panels = figure.subplots(*((4, 1) if narrow else (2, 2)), sharex=True).ravel()
+    series = {
+        "learning rate": log.train["learning_rate"],
+        "gradient norm": log.train["grad_norm"],
+        "tokens per second": log.train["tokens_per_second"],
+        "data wait (ms per step)": log.train["data_seconds"] * 1e3,
+    }
+    for axes, (name, values) in zip(panels, series.items(), strict=True):
+        _curve(axes, log.train["step"], values, color="C0")
+        finite = values[np.isfinite(values)]
+        if len(finite) > 20 and name != "learning rate":
+            axes.set_ylim(0, np.quantile(finite, 0.99) * 1.15 or 1)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.tick_params(labelsize=9)
+    panels[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    panels[2].yaxis.set_major_formatter(_shortened)
+    for axes in panels[-1:] if narrow else panels[2:]:
+        _set_up_steps(axes, most=4)
+
+
+def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, alpha: float = 1.0, **style) -> None:
+    """Plots a line; with more than BINS points, the mean of each bin over its range."""
+    finite = np.isfinite(values)
+    steps, values = steps[finite], values[finite]
+    if len(steps) > BINS:
+        edges = np.linspace(0, len(steps), BINS + 1).astype(int)[:-1]
+        counts = np.diff([*edges, len(steps)])
+        low, high = np.minimum.reduceat(values, edges), np.maximum.reduceat(values, edges)
+        steps = np.add.reduceat(steps, edges) / counts
+        values = np.add.reduceat(values, edges) / counts
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.2 * alpha, linewidth=0)
+    marker = "o" if len(steps) == 1 else None
+    axes.plot(steps, values, marker=marker, linewidth=1, alpha=alpha, **style)
+
+
+def _set_up_steps(axes: Axes, most: int | str = "auto") -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_formatter(_shortened)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(most, integer=True))
+
+
+@matplotlib.ticker.FuncFormatter
+def _shortened(value, _):
+    return shorten(value)
+
+
+def shorten(number: float, kilo: int = 1000, form: str = "{:g}{}") -> str:
+    """A number as text, such as 12.5K; `kilo` is what a K stands for."""
+    for size, letter in ((kilo**3, "B"), (kilo**2, "M"), (kilo, "K")):
+        if abs(number) >= size:
+            return form.format(number / size, letter)
+    return f"{number:g}"
+
+
+def plot_positions(
+    figure: Figure, carried: Sequence[Bucket], fresh: Sequence[Bucket] = (), seq_len: int = 0
+) -> None:
+    """Plots the loss by tokens of context, with carried memory and perhaps with fresh memory too.
+
+    `seq_len` is the number of tokens after which memory that is not carried starts fresh.
+    """
+    axes = figure.add_subplot()
+    names = [shorten(bucket.first, kilo=1024) for bucket in carried]
+    axes.plot(names, [bucket.loss for bucket in carried], "o-", label="carried memory")
+    if fresh:
+        losses = [bucket.loss for bucket in fresh]
+        axes.plot(names, losses, "s--", label=f"fresh memory every {seq_len} tokens")
+        axes.legend()
+    axes.set(xlabel="tokens of context (bucket start)", ylabel="loss (nats per token)")
+
+
+def plot_half_lives(figure: Figure, half_life: np.ndarray) -> None:
+    """Plots the half-lives of the recurrence's channels, sorted; tokens, [layers, D]."""
+    axes = figure.add_subplot()
+    for layer, values in enumerate(half_life):
+        axes.plot(np.sort(values), label=f"layer {layer}")
+    axes.set(xlabel="channels (sorted)", ylabel="half-life (tokens)", yscale="log")
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    axes.legend(ncols=2 if len(half_life) > 6 else 1, fontsize=9)
+
+
+def plot_curves(figure: Figure, curves: dict, xlabel: str) -> None:
+    """Plots validation loss against cost: `curves` has costs and losses of each run, by name."""
+    axes = figure.add_subplot()
+    for (name, (costs, losses)), marker in zip(curves.items(), itertools.cycle(_MARKERS)):
         axes.plot(costs, losses, f"{marker}-", label=name, markersize=4, linewidth=1)
     lowest = min(min(losses) for _, losses in curves.values())
     axes.set(xlabel=xlabel, ylabel="validation loss (nats per token)", xlim=(0, None))
     axes.set_ylim(lowest - 0.02, lowest + 0.4)
-    axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
 
 
-def draw_recall(results: list, path: Path) -> Path:
-    """Draws the share of correct answers by length of the text, one panel per task.
-
-    Args:
-        results: `recall.RecallResult`s.
-        path: the PNG file.
-    """
-    figure, panels = plt.subplots(
-        1, len(TASKS), figsize=(4 * len(TASKS), 4), sharey=True, layout="constrained"
-    )
+def plot_recall(figure: Figure, results: list) -> None:
+    """Plots the share of correct answers by length of the text (`recall.RecallResult`s)."""
+    figure.set_size_inches(4 * len(TASKS), 4)
+    panels = figure.subplots(1, len(TASKS), sharey=True)
     for axes, task in zip(panels, TASKS, strict=True):
-        for result, marker in zip(results, itertools.cycle("osD^vPX")):
+        for result, marker in zip(results, itertools.cycle(_MARKERS)):
             lengths = [multiple * result.trained_length for multiple in result.multiples]
             name = Path(result.workdir).name
             axes.plot(lengths, result.accuracy[task], f"{marker}-", label=name, markersize=5)
         axes.axhline(chance(task), color="gray", linestyle=":", label="chance")
         axes.set(title=task, xlabel="tokens", xscale="log", ylim=(-0.03, 1.03))
-        axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of correct answers")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
 
 
-def draw_half_lives(half_life: np.ndarray, path: Path) -> Path:
-    """Draws the half-life of every channel of the recurrence, sorted, one line per layer.
-
-    Args:
-        half_life: tokens, [layers, D] (`inspection.Inside`).
-        path: the PNG file.
-    """
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for layer, values in enumerate(half_life):
-        axes.plot(np.sort(values), label=f"layer {layer}")
-    axes.set(xlabel="channels (sorted)", ylabel="half-life (tokens)", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
-
-
-def draw_saliency(
-    tokens: Sequence[str], saliency: np.ndarray, kept: np.ndarray, path: Path, columns: int = 90
-) -> Path:
-    """Draws a text colored by saliency, with frames around what long-term memory keeps.
+def plot_saliency(
+    figure: Figure, tokens: Sequence[str], saliency: np.ndarray, kept: np.ndarray, columns: int = 90
+) -> None:
+    """Shows a text colored by saliency, with frames around what long-term memory keeps.
 
     Args:
+        figure: is resized to fit the text.
         tokens: the text of each token.
         saliency: s of one layer and head, [T].
         kept: which tokens are in long-term memory at the end, bool [T].
-        path: the PNG file.
         columns: characters per line.
     """
-    rows, row, column = [], 0, 0
+    places, row, column = [], 0, 0
     for token in tokens:
         shown = token.replace("\n", "↵").replace("\t", " ")
         if column and column + len(shown) > columns:
             row, column = row + 1, 0
-        rows.append((row, column, shown))
+        places.append((row, column, shown))
         column += len(shown)
         if token.endswith("\n"):
             row, column = row + 1, 0
-    figure, axes = plt.subplots(
-        figsize=(0.105 * columns + 1, 0.24 * (row + 1) + 1), layout="constrained"
-    )
+    figure.set_size_inches(0.105 * columns + 1, 0.24 * (row + 1) + 1)
+    axes = figure.add_subplot()
     colors = matplotlib.cm.ScalarMappable(cmap="YlGnBu")
     colors.set_array(saliency)
     colors.autoscale()
-    for (y, x, shown), s, is_kept in zip(rows, saliency, kept, strict=True):
+    style = {"family": "monospace", "fontsize": 9, "ha": "center", "va": "center_baseline"}
+    for (y, x, shown), s, is_kept in zip(places, saliency, kept, strict=True):
         red, green, blue, _ = color = colors.to_rgba(s)
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
         axes.add_patch(plt.Rectangle((x, y), len(shown), 1, facecolor=color, linewidth=0))
-        for offset, character in enumerate(shown):
-            axes.text(
-                x + offset + 0.5,
-                y + 0.5,
-                character,
-                color="white" if dark else "black",
-                family="monospace",
-                fontsize=9,
-                ha="center",
-                va="center_baseline",
-                parse_math=False,
-            )
+        for offset, character in enumerate(shown, start=x):
+            axes.text(offset + 0.5, y + 0.5, character, color=ink, parse_math=False, **style)
         if is_kept:
             frame = (x + 0.04, y + 0.06), len(shown) - 0.08, 0.88
             axes.add_patch(plt.Rectangle(*frame, fill=False, edgecolor="crimson", linewidth=1.6))
     axes.set(xlim=(0, columns), ylim=(row + 1, 0))
     axes.axis("off")
-    figure.colorbar(
-        colors,
-        ax=axes,
-        location="bottom",
-        shrink=0.4,
-        aspect=40,
-        label="saliency (framed: in long-term memory at the end)",
-    )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
-
-
-def _short(number: int) -> str:
-    for size, letter in ((2**20, "M"), (2**10, "K")):
-        if number >= size:
-            return f"{number // size}{letter}"
-    return str(number)
+    label = "saliency (framed: in long-term memory at the end)"
+    figure.colorbar(colors, ax=axes, location="bottom", shrink=0.4, aspect=40, label=label)

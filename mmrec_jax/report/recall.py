@@ -1,23 +1,20 @@
 """Recall accuracy by length of text: how long a trained model keeps facts in memory."""
 
-import dataclasses
 import json
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import NamedTuple
 
 from mmrec_jax.data.sources import recall
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.evaluate import state_bytes
 from mmrec_jax.learning.recall import MULTIPLES, recall_accuracy
-from mmrec_jax.report.plots import draw_recall
+from mmrec_jax.report.plots import draw, plot_recall
 from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.tables import print_table
 
 
-@dataclasses.dataclass(frozen=True)
-class RecallResult:
+class RecallResult(NamedTuple):
     """Result of the recall suite for one run."""
 
     workdir: str
@@ -49,8 +46,7 @@ def run_recall_suite(
     results = []
     for run in runs:
         step = run.checkpoints.resolve(checkpoint)
-        params = run.params(step)
-        questions, accuracy = recall_accuracy(run.config, params, multiples)
+        questions, accuracy = recall_accuracy(run.config, run.params(step), multiples)
         result = RecallResult(
             workdir=str(run.path),
             step=step,
@@ -60,29 +56,25 @@ def run_recall_suite(
             accuracy=accuracy,
             multiples=multiples,
         )
-        write_text(
-            run.path / "recall.json", json.dumps(dataclasses.asdict(result), indent=2) + "\n"
-        )
-        draw_recall([result], run.path / "recall.png")
-        print_recall(result)
+        write_text(run.path / "recall.json", json.dumps(result._asdict(), indent=2) + "\n")
+        draw(run.path / "recall.png", plot_recall, [result])
+        _print_result(result)
         results.append(result)
     if len(results) > 1:
-        draw_recall(results, paths[0] / "recall.png")
+        draw(paths[0] / "recall.png", plot_recall, results)
     return results
 
 
-def print_recall(result: RecallResult) -> None:
-    """Prints the share of correct answers of one run as a table."""
-    table = Table(
-        title=f"{result.workdir}: share of correct answers by length of the text in tokens\n"
-        f"trained on {result.trained_length} tokens; state of {result.state_bytes:,} bytes"
-    )
-    table.add_column("task")
-    for multiple in result.multiples:
-        length = multiple * result.trained_length
-        table.add_column(f"{length:,}\n{multiple:,}x", justify="right")
-    table.add_column("chance", justify="right")
+def _print_result(result: RecallResult) -> None:
+    lengths = [f"{x * result.trained_length:,}\n{x:,}x" for x in result.multiples]
+    rows = []
     for task in recall.TASKS:
         shares = [*result.accuracy[task], recall.chance(task)]
-        table.add_row(task, *(f"{share:.1%}" for share in shares))
-    Console().print(table)
+        rows.append((task, *(f"{share:.1%}" for share in shares)))
+    print_table(
+        ("task", *lengths, "chance"),
+        rows,
+        framed=True,
+        title=f"{result.workdir}: share of correct answers by length of the text in tokens\n"
+        f"trained on {result.trained_length} tokens; state of {result.state_bytes:,} bytes",
+    )

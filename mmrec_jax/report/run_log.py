@@ -45,17 +45,14 @@ def read_log(workdir: Path) -> RunLog:
 class Status(NamedTuple):
     """The status of a run."""
 
-    kind: str  # finished, stopped early, diverged, running, interrupted, ended, not begun
     text: str
+    tone: str = ""  # good or bad; "" for neither
 
 
 def read_status(log: RunLog, workdir: Path, finished: str = "") -> Status:
-    """The status of a run.
+    """The status of a run, in whose folder a process may be training right now.
 
-    Args:
-        log: its log.
-        workdir: its folder, in which a process may be training right now.
-        finished: why it finished, according to its last checkpoint; "" if it has not.
+    `finished` is why it finished, according to its last checkpoint; "" if it has not.
     """
     last = int(log.train["step"][-1]) if len(log.train["step"]) else 0
     starts = [event for event in log.events if event["event"] in ("started", "resumed")]
@@ -64,26 +61,18 @@ def read_status(log: RunLog, workdir: Path, finished: str = "") -> Status:
     event = log.events[-1] if log.events else {"event": "", "step": 0}
     reason = event.get("reason", "")
     if event["event"] == "diverged":
-        return Status("diverged", f"diverged at step {event['step']:,}: {reason}")
+        return Status(f"Diverged at step {event['step']:,}: {reason}.", "bad")
     if event["event"] == "stopped early":
-        return Status("stopped early", reason)
+        return Status(f"{reason[:1].upper()}{reason[1:]}.")
     if event["event"] == "finished" or finished:
-        return Status("finished", f"finished: {reason or finished}")
+        return Status(f"Finished: {reason or finished}.", "good")
     if is_training(workdir):
-        return Status("running", f"running: {of_total}")
+        return Status(f"Running: {of_total}.")
     if event["event"] == "interrupted" and event["step"] >= last:
-        return Status("interrupted", f"interrupted by {reason} after {of_total}; state saved")
+        return Status(f"Interrupted by {reason} after {of_total}; state saved.")
     if not last:
-        return Status("not begun", "no step has been recorded yet")
-    return Status("ended", f"ended unexpectedly after {of_total}: killed, or the machine stopped")
-
-
-class Verdict(NamedTuple):
-    """A judgment of training and validation loss."""
-
-    kind: str  # fitting, overfitting, plateau, too early
-    text: str
-    advice: str
+        return Status("No step has been recorded yet.")
+    return Status(f"Ended unexpectedly after {of_total}: killed, or the machine stopped.", "bad")
 
 
 class GapRow(NamedTuple):
@@ -121,55 +110,48 @@ def gap_rows(log: RunLog) -> list[GapRow]:
     return rows
 
 
-def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> Verdict:
-    """The verdict according to RULE.
+def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> tuple[str, str]:
+    """The verdict according to RULE, and advice that follows from it.
 
     Args:
         rows: from `gap_rows`.
         steps_per_epoch: for naming epochs as well as steps; 0 if unknown.
     """
 
-    def since(step: int) -> str:
-        epoch = f"epoch {-(-step // steps_per_epoch)}, " if steps_per_epoch else ""
-        return f"since {epoch}step {step:,}"
+    def since(row: GapRow) -> str:
+        epoch = f"epoch {-(-row.step // steps_per_epoch)}, " if steps_per_epoch else ""
+        return f"since {epoch}step {row.step:,}"
 
     if len(rows) < 2:
-        return Verdict("too early", "Too early to tell: fewer than two evaluations.", "")
-    best = min(range(len(rows)), key=lambda index: rows[index].validation)
-    last = rows[-1]
-    risen = last.validation / rows[best].validation - 1
-    if risen > OVERFITTING and last.training < rows[best].training:
-        return Verdict(
-            "overfitting",
-            f"Overfitting {since(rows[best].step)}: validation loss is {risen:.1%} above its "
-            f"best, {rows[best].validation:.4f}, while training loss kept falling.",
+        return "Too early to tell: fewer than two evaluations.", ""
+    best, last = min(rows, key=lambda row: row.validation), rows[-1]
+    risen = last.validation / best.validation - 1
+    if risen > OVERFITTING and last.training < best.training:
+        return (
+            f"Overfitting {since(best)}: validation loss is {risen:.1%} above its best, "
+            f"{best.validation:.4f}, while training loss kept falling.",
             "Use the best checkpoint. For a better one, try more text, more dropout or a smaller "
             "model; train.patience ends training in time.",
         )
-    third = rows[-max(len(rows) // 3 + 1, 2) :]
-    falling = [
-        1 - third[-1].validation / third[0].validation,
-        1 - third[-1].training / third[0].training,
-    ]
-    if max(falling) < FLAT:
-        return Verdict(
-            "plateau",
-            f"Plateau: {since(third[0].step)}, validation loss has fallen by "
-            f"{max(falling[0], 0):.2%} and training loss by {max(falling[1], 0):.2%}.",
+    first = rows[-max(len(rows) // 3 + 1, 2)]  # of the last third
+    validation_fell = 1 - last.validation / first.validation
+    training_fell = 1 - last.training / first.training
+    if max(validation_fell, training_fell) < FLAT:
+        return (
+            f"Plateau: {since(first)}, validation loss has fallen by {max(validation_fell, 0):.2%} "
+            f"and training loss by {max(training_fell, 0):.2%}.",
             "Training longer will not help. Try another learning rate, a larger model "
             "(config.init_from grows this one), or more text.",
         )
     if risen > OVERFITTING:
-        text = (
-            f"Fitting, but validation loss is {risen:.1%} above its best at step "
-            f"{rows[best].step:,}."
+        return (
+            f"Fitting, but validation loss is {risen:.1%} above its best at step {best.step:,}.",
+            "Watch the next evaluations.",
         )
-        return Verdict("fitting", text, "Watch the next evaluations.")
-    return Verdict(
-        "fitting",
+    return (
         f"Fitting: validation loss {last.validation:.4f}, {last.gap:+.4f} relative to training "
         "loss, with no lasting rise.",
         "Training longer may still help."
-        if falling[0] >= FLAT
+        if validation_fell >= FLAT
         else "Validation loss is nearly flat: a larger model or more text would help more.",
     )

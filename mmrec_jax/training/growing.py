@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 import jax
 import optax
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.dataset import Dataset, Split
@@ -20,6 +17,7 @@ from mmrec_jax.learning.step import TrainState, init_train_state
 from mmrec_jax.model.growth import check_growth, grow, grow_moments, is_old
 from mmrec_jax.model.params import Params
 from mmrec_jax.runs.workdir import Run, open_run
+from mmrec_jax.tables import print_table
 
 
 class Source(NamedTuple):
@@ -162,17 +160,17 @@ def compare(source: Source, config: Config, params: Params, dataset: Dataset) ->
     )
     for note in source.notes:
         print(note)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for name in ("loss", "perplexity", "accuracy", "bits per byte"):
-        table.add_column(name, justify="right")
-    for name, result in rows.items():
-        table.add_row(
-            name,
-            f"{result.loss:.6f}",
-            f"{result.perplexity:.4f}",
-            f"{result.accuracy:.2%}",
-            f"{result.bits_per_byte:.4f}",
-        )
-    Console().print(table)
+    print_table(
+        ("", "loss", "perplexity", "accuracy", "bits per byte"),
+        [
+            (
+                name,
+                f"{result.loss:.6f}",
+                f"{result.perplexity:.4f}",
+                f"{result.accuracy:.2%}",
+                f"{result.bits_per_byte:.4f}",
+            )
+            for name, result in rows.items()
+        ],
+    )
     return start

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from mmrec_jax.config import Config, from_mapping
 from mmrec_jax.errors import UserError, nearest
@@ -21,6 +18,7 @@ from mmrec_jax.files import write_text
 from mmrec_jax.learning.cost import count_flops, count_parameters
 from mmrec_jax.model.growth import check_growth
 from mmrec_jax.runs.metrics import read_metrics
+from mmrec_jax.tables import print_table
 from mmrec_jax.training.loop import train
 
 
@@ -120,20 +118,18 @@ def _read_rung(config: Config, path: Path) -> Rung:
 
 
 def _print_table(rungs: list[Rung]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("rung")
-    for name in ("parameters", "tokens", "FLOPs", "so far", "start loss", "best loss"):
-        table.add_column(name, justify="right")
-    total = 0
-    for rung in rungs:
-        total += rung.flops
-        table.add_row(
+    names = ("rung", "parameters", "tokens", "FLOPs", "so far", "start loss", "best loss")
+    so_far = itertools.accumulate(rung.flops for rung in rungs)
+    rows = [
+        (
             rung.rung,
             f"{rung.parameters:,}",
             f"{rung.tokens:,}",
             f"{rung.flops:.3g}",
-            f"{total:.3g}",
+            f"{flops:.3g}",
             "" if rung.start_loss is None else f"{rung.start_loss:.4f}",
             f"{rung.end_loss:.4f}",
         )
-    Console().print(table)
+        for rung, flops in zip(rungs, so_far, strict=True)
+    ]
+    print_table(names, rows)

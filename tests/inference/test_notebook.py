@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 from nbclient import NotebookClient
 
-from mmrec_jax.report.plots import draw_saliency
+from mmrec_jax.report.plots import draw, plot_saliency
 from small_runs import ROOT
 
 
@@ -32,17 +32,15 @@ def test_every_cell_runs_and_draws_its_pictures(trained_run, tmp_path, monkeypat
 
 
 def test_kept_tokens_are_framed_and_the_salient_ones_darker(tmp_path):
-    def draw(saliency, kept):
-        path = draw_saliency(
-            list("abcdefgh"), np.array(saliency), np.array(kept), tmp_path / "p.png", 8
-        )
-        return plt.imread(path)[..., :3]
+    def drawn(saliency, kept):
+        values = list("abcdefgh"), np.array(saliency), np.array(kept), 8
+        return plt.imread(draw(tmp_path / "p.png", plot_saliency, *values))[..., :3]
 
     nothing, some = [False] * 8, [False] * 4 + [True] + [False] * 3
-    plain, framed = draw([0.0, 1.0] * 4, nothing), draw([0.0, 1.0] * 4, some)
+    plain, framed = drawn([0.0, 1.0] * 4, nothing), drawn([0.0, 1.0] * 4, some)
     changed = np.flatnonzero(np.abs(plain - framed).max(axis=(0, 2)) > 0.2)
     middle = plain.shape[1] * 4.5 / 8
     assert abs(changed.mean() - middle) < plain.shape[1] / 16
-    columns = np.array_split(draw([0.0] * 4 + [1.0] * 4, nothing)[:30], 8, axis=1)
+    columns = np.array_split(drawn([0.0] * 4 + [1.0] * 4, nothing)[:30], 8, axis=1)
     brightness = [column.mean() for column in columns]
     assert min(brightness[1:3]) > max(brightness[5:7]) + 0.2
