@@ -1,4 +1,4 @@
-"""The operations that have a faster form on CPUs: linear maps, a transpose, attention and dropout.
+"""The operations that have a faster form on CPUs: linear maps, attention and dropout.
 
 Each of these forms saves at least 3% of a complete training step; `python -m benchmarks.ops`
 measures them. The plain form next to it defines what is computed: other backends use it, and tests
@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
-OPERATIONS = ("affine", "transpose", "attention", "dropout")
+OPERATIONS = ("affine", "attention", "dropout")
 _plain: frozenset[str] = frozenset()
 
 
@@ -51,14 +51,6 @@ def affine_gradients(
     if _is_fast("affine"):
         return _weight_gradient(x, dy), _bias_gradient(dy)
     return jnp.einsum("...m,...n->mn", x, dy), dy.sum(range(dy.ndim - 1))
-
-
-def transposed(w: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """W^T, for a product in every step of a scan.
-
-    On CPUs, the barrier keeps XLA from transposing W again in every step.
-    """
-    return lax.optimization_barrier(w.T) if _is_fast("transpose") else w.T
 
 
 def _plain_affine(x, w, b):

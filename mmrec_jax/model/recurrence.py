@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from mmrec_jax.model.ops import affine_gradients, transposed
+from mmrec_jax.model.ops import affine_gradients
 
 
 class CoreInputs(NamedTuple):
@@ -104,14 +104,13 @@ def _backward(mu, residuals, grad_h):
     slope_g = inputs.z * g * (1 - g)
     slope_m = mu * (inputs.z - h_prev) * m * (1 - m)
     slopes = jnp.concatenate([slope_g, slope_m], axis=-1)
-    W_transposed = transposed(weights.W)
     same_document = 1.0 - start[:, :, None].astype(h.dtype)  # 0 stops the gradient at a start
 
     def step(carry, x):
         grad_t, f_t, slopes_t = x
         d = grad_t + carry
         da = jnp.concatenate([d, d], axis=-1) * slopes_t
-        return f_t * d + da @ W_transposed, d
+        return f_t * d + da @ weights.W.T, d
 
     xs = jax.tree.map(_time_major, (grad_h, same_document * f, same_document * slopes))
     grad_h0, d = lax.scan(step, jnp.zeros_like(h0), xs, reverse=True)

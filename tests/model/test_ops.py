@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmrec_jax.model import ops
-from mmrec_jax.model.ops import affine, affine_gradients, attend, dropout, similarity, transposed
+from mmrec_jax.model.ops import affine, affine_gradients, attend, dropout, similarity
 
 
 def matmul(x, w):
@@ -20,7 +20,6 @@ def matmul(x, w):
         ("affine", affine, [(2, 6, 5), (5, 8), (8,)]),
         ("affine", matmul, [(2, 6, 5), (5, 5)]),
         ("affine", affine_gradients, [(2, 6, 5), (2, 6, 4)]),
-        ("transpose", transposed, [(5, 3)]),
         ("attention", similarity, [(2, 3, 6, 4), (2, 3, 7, 4)]),
         ("attention", attend, [(2, 3, 6, 7), (2, 3, 7, 4)]),
     ],
