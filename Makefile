@@ -17,9 +17,9 @@ test-slow: .venv/installed
 	$(BIN)/python -m pytest -q $(PARALLEL) -m slow
 
 lint: .venv/installed
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-logo --no-cache
 
 format: .venv/installed
 	$(BIN)/ruff format .
