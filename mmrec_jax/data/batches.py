@@ -1,5 +1,6 @@
 """Batches of tokens. A batch is a function of the step number, which is all that resuming needs."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -139,15 +140,33 @@ def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:
 # --- evaluation ---
 
 
-def every_window(split: Split, batch_size: int, seq_len: int) -> Iterator[Batch]:
+def every_window(split: Split, batch_size: int, seq_len: int, unit: int = 1) -> Iterator[Batch]:
     """Evaluation batches of one shape that together predict every token of a split exactly once.
 
-    Each lane reads its own stretch in order.
+    Each lane reads its own stretch in order. Its number of windows is a multiple of `unit`.
     """
-    steps = -(-(split.num_tokens - 1) // (seq_len * batch_size))
+    steps = -(-(split.num_tokens - 1) // (seq_len * batch_size * unit)) * unit
     for index in range(steps):
         chosen = [lane * steps + index for lane in range(batch_size)]
         yield _windows(split, chosen, seq_len, fresh=index == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitWindows:
+    """A split as evaluation batches (`every_window`)."""
+
+    split: Split
+    batch_size: int  # lanes
+    seq_len: int
+    unit: int = 1  # lanes begin and end at multiples of `unit` windows
+
+    def __iter__(self) -> Iterator[Batch]:
+        return every_window(self.split, self.batch_size, self.seq_len, self.unit)
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text to predict."""
+        return self.split.num_bytes
 
 
 class TextWindows:
