@@ -96,6 +96,11 @@ class ModelConfig(Section):
         """[K] Width of a head."""
         return self.dim // self.num_heads
 
+    @property
+    def seen_tokens(self) -> int:
+        """[S + C + M] The most tokens whose keys and values a head can read."""
+        return self.short_term + self.chunk_len + self.long_term
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):

@@ -175,6 +175,8 @@ class TextWindows:
     After the last batch, `num_bytes` is the number of UTF-8 bytes that were predicted.
     """
 
+    batch_size = 1
+
     def __init__(self, pieces: Iterable[str], tokenizer: Tokenizer, seq_len: int, name: str):
         """`pieces`: the text; `name`: its name in error messages."""
         self._pieces, self._tokenizer = pieces, tokenizer

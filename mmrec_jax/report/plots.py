@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmrec_jax.data.sources.recall import TASKS, chance
-from mmrec_jax.learning.evaluate import Bucket
+from mmrec_jax.learning.breakdown import Breakdown, Bucket
 from mmrec_jax.report.run_log import RunLog
 
 BINS = 800  # of a curve: with more steps, the mean and range of each bin are drawn
@@ -211,6 +211,65 @@ def plot_positions(
         axes.plot(names, losses, "s--", label=f"fresh memory every {seq_len} tokens")
         axes.legend()
     axes.set(xlabel="tokens of context (bucket start)", ylabel="loss (nats per token)")
+
+
+def plot_distances(
+    figure: Figure, curves: dict[str, Breakdown], reaches: dict[str, int | None]
+) -> None:
+    """Plots the loss by distance to the last occurrence of the token, and of the pair.
+
+    Args:
+        curves: what each model loses, by name. Its intervals are shaded.
+        reaches: the distance of a vertical line in the color of a name; None: no line.
+    """
+    narrow = figure.get_figwidth() < 6
+    panels = figure.subplots(*((2, 1) if narrow else (1, 2)), sharex=True, sharey=not narrow)
+    titles = {"token": "the same token", "pair": "the same token after the same token"}
+    markers = itertools.cycle(_MARKERS)
+    for index, ((name, breakdown), marker) in enumerate(zip(curves.items(), markers)):
+        style = {"color": f"C{index % 6}", "marker": marker}
+        for axes, kind in zip(panels, titles, strict=True):
+            _plot_buckets(axes, breakdown.buckets(kind), name, style)
+            if reaches.get(name):
+                axes.axvline(np.log2(reaches[name]), color=style["color"], linestyle=":")
+    right = max(line.get_xdata().max() for axes in panels for line in axes.get_lines())
+    for axes, title in zip(panels, titles.values(), strict=True):
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlim(NEVER - 0.7, right + 0.7)
+        axes.set_xticks([NEVER, *range(0, int(right) + 1, 2)])
+        axes.xaxis.set_major_formatter(_shortened_power)
+        if not narrow or axes is panels[-1]:
+            axes.set_xlabel("tokens since its last occurrence")
+        if narrow or axes is panels[0]:
+            axes.set_ylabel("loss (nats per token)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    if any(reaches.values()):
+        handles.append(plt.Line2D([], [], color="gray", linestyle=":"))
+        labels.append("S + C + M")
+    columns = 2 if narrow else 4
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
+
+
+NEVER = -2  # where the loss of tokens that have not occurred before is plotted, left of log2(1)
+
+
+def _plot_buckets(axes: Axes, buckets: Sequence[Bucket], name: str, style: dict) -> None:
+    """Plots losses by log2 of the distance; those at no distance stand alone, at NEVER."""
+    never = [bucket for bucket in buckets if bucket.first is None]
+    known = [bucket for bucket in buckets if bucket.first is not None]
+    for part, label in ((known, name or None), (never, None)):
+        places = [NEVER if of.first is None else np.log2(of.first) for of in part]
+        axes.plot(places, [of.loss for of in part], label=label, markersize=4, **style)
+        low, high = np.array([of.interval or (np.nan, np.nan) for of in part]).reshape(-1, 2).T
+        if part is known:
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
+        else:
+            axes.vlines(places, low, high, color=style["color"], alpha=0.4, linewidth=3)
+
+
+@matplotlib.ticker.FuncFormatter
+def _shortened_power(value, _):
+    return "never" if value == NEVER else shorten(2**value, kilo=1024)
 
 
 def plot_half_lives(figure: Figure, half_life: np.ndarray) -> None:
