@@ -14,6 +14,7 @@ COLUMNS = 48  # buckets of each kind, most of them empty
 
 GROUPS = 1_000  # documents are resampled in at most this many groups, so that sums stay small
 DRAWS = 1_000  # resamplings of an interval
+FEWEST = 5  # documents that must have tokens in a bucket for it to have an interval
 QUANTILES = (0.025, 0.975)
 
 
@@ -27,7 +28,7 @@ class Bucket(NamedTuple):
     last: int | None
     tokens: int
     loss: float  # nats per token, or a difference of two losses
-    interval: tuple[float, float] | None  # of 95%; None: fewer than two documents have such tokens
+    interval: tuple[float, float] | None  # of 95%; None: too few documents have such tokens
 
     @property
     def name(self) -> str:
@@ -110,14 +111,14 @@ class Breakdown:
 def _intervals(losses, tokens) -> list[tuple[float, float] | None]:
     """An interval for each bucket, from sums by document and bucket, both [documents, COLUMNS]."""
     documents = len(losses)
-    if documents < 2:
+    if documents < FEWEST:
         return [None] * COLUMNS
     rng = np.random.default_rng(0)  # the same documents for each kind and each model
     draws = rng.multinomial(documents, np.full(documents, 1 / documents), size=DRAWS)
     intervals = []
     for column in range(COLUMNS):
         has = tokens[:, column] > 0
-        if has.sum() < 2:
+        if has.sum() < FEWEST:
             intervals.append(None)
             continue
         counts = draws[:, has] @ tokens[has, column]

@@ -1,4 +1,4 @@
-"""Evaluates a run: tables, eval.json, and plots of the loss by tokens of context and by distance."""
+"""Evaluates a run: tables, eval.json, and plots of the loss by context and by distance."""
 
 import json
 import resource
@@ -12,7 +12,7 @@ import numpy as np
 from mmrec_jax.data.batches import Batch, SplitWindows, TextWindows
 from mmrec_jax.data.sources.text_files import stream_text
 from mmrec_jax.files import write_text
-from mmrec_jax.learning.breakdown import DRAWS, Breakdown
+from mmrec_jax.learning.breakdown import DRAWS, FEWEST, Breakdown
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step, state_bytes
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.params import Params
@@ -107,10 +107,8 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
         **result.to_dict(),
         "peak_memory_bytes": _peak_memory(),
         "documents": carried.breakdown.documents,
-        **{
-            f"by_{kind}": _rows(carried.breakdown, fresh.breakdown, kind)
-            for kind in ("total", *TABLES)
-        },
+        "total": _rows(carried.breakdown, fresh.breakdown, "total")[0],
+        **{f"by_{kind}": _rows(carried.breakdown, fresh.breakdown, kind) for kind in TABLES},
     }
     _print_values(values)
     for kind in TABLES:
@@ -128,11 +126,12 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
 
 def about_intervals(breakdown: Breakdown) -> str:
     """A line for below the tables: where their intervals come from, or why there are none."""
-    if breakdown.documents < 2:
-        return "no intervals: they come from resampling documents, and this text is a single one"
+    count = breakdown.documents
+    if count < FEWEST:
+        return f"no intervals: they need {FEWEST} documents to resample; the text has {count}"
     return (
-        f"intervals: 95%, from {DRAWS:,} resamplings of {breakdown.documents:,} documents; "
-        "-: fewer than two have such tokens"
+        f"intervals: from {DRAWS:,} resamplings of the text's {count:,} documents; "
+        f"-: fewer than {FEWEST} of them have such tokens"
     )
 
 

@@ -28,6 +28,7 @@ HEADS = {  # of the table's sections
     "token": "since the same token",
     "pair": "since the same pair",
 }
+KEYS = {kind: "total" if kind == "total" else f"by_{kind}" for kind in KINDS}  # of eval.json
 BLOCK = 1 << 20  # tokens that are read at once to compare two splits
 
 
@@ -74,7 +75,7 @@ def compare_losses(
             {**subject.facts(), **result.to_dict()}
             for subject, result in zip(subjects, results, strict=True)
         ],
-        **{f"by_{kind}": _rows(breakdowns, kind) for kind in KINDS},
+        **{key: _rows(breakdowns, kind) for kind, key in KEYS.items()},
     }
     _print(names, breakdowns, values)
     write_text(output / "eval.json", json.dumps(values, indent=2) + "\n")
@@ -156,7 +157,7 @@ def _print(names: list[str], breakdowns: list[Breakdown], values: dict) -> None:
     for kind, section in HEADS.items():
         rows.append(())
         buckets = breakdowns[0].buckets(kind)
-        for bucket, row in zip(buckets, values[f"by_{kind}"], strict=True):
+        for bucket, row in zip(buckets, values[KEYS[kind]], strict=True):
             first, *others = row["runs"]
             name = "" if kind == "total" else bucket.name
             cells = [section, name, f"{bucket.tokens:,}", f"{first['loss']:.4f}"]

@@ -18,6 +18,7 @@ import numpy as np
 from mmrec_jax.config import Config, flatten
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
+from mmrec_jax.learning.breakdown import FEWEST
 from mmrec_jax.learning.cost import count_flops, count_parameters
 from mmrec_jax.report import plots
 from mmrec_jax.report.model_parts import read_model
@@ -84,6 +85,7 @@ def write_report(path: Path, with_model: bool = True) -> Path:
         checkpoints=_checkpoint_table(path, log, steps, best_step, finished),
         positions=_table(POSITIONS, [(of.first, of.tokens, of.loss) for of in positions]),
         parts=parts,
+        fewest=FEWEST,
         note=note,
         pictures=pictures,
         what=_what(path, config),

@@ -225,14 +225,13 @@ def plot_distances(
     narrow = figure.get_figwidth() < 6
     panels = figure.subplots(*((2, 1) if narrow else (1, 2)), sharex=True, sharey=not narrow)
     titles = {"token": "the same token", "pair": "the same token after the same token"}
-    markers = itertools.cycle(_MARKERS)
-    for index, ((name, breakdown), marker) in enumerate(zip(curves.items(), markers)):
-        style = {"color": f"C{index % 6}", "marker": marker}
+    for index, (name, breakdown) in enumerate(curves.items()):
+        style = {"color": f"C{index % 6}", "marker": _MARKERS[index % len(_MARKERS)]}
         for axes, kind in zip(panels, titles, strict=True):
             _plot_buckets(axes, breakdown.buckets(kind), name, style)
             if reaches.get(name):
                 axes.axvline(np.log2(reaches[name]), color=style["color"], linestyle=":")
-    right = max(line.get_xdata().max() for axes in panels for line in axes.get_lines())
+    right = max(max(line.get_xdata(), default=0) for axes in panels for line in axes.get_lines())
     for axes, title in zip(panels, titles.values(), strict=True):
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlim(NEVER - 0.7, right + 0.7)
