@@ -66,8 +66,9 @@ def write_report(path: Path, with_model: bool = True) -> Path:
     positions = parts.breakdown.buckets("position") if parts else []
     if parts:
         pictures["positions"] = draw("positions", plots.plot_positions, positions, height=3.0)
-        curves, reach = {"": parts.breakdown}, {"": config.model.seen_tokens}
-        pictures["distances"] = draw("distances", plots.plot_distances, curves, reach, height=3.4)
+        curve, reach = {"carried memory": parts.breakdown}, config.model.seen_tokens
+        reaches = dict.fromkeys(curve, reach)
+        pictures["distances"] = draw("distances", plots.plot_distances, curve, reaches, height=3.4)
         half_life = parts.half_life
         pictures["half_lives"] = draw("half_lives", plots.plot_half_lives, half_life, height=3.2)
     return _write_page(
