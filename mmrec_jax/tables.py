@@ -40,7 +40,8 @@ def table_text(
     console = Console(width=WIDE, color_system=None, force_jupyter=False)
     with console.capture() as captured:
         console.print(_table(names, rows, texts, framed, {}))
-    return captured.get().rstrip()
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    return "\n".join(filter(None, lines))
 
 
 def _table(names, rows, texts, framed, options) -> Table:

@@ -101,14 +101,8 @@ class LanguageModel:
 
     def _evaluate(self, text: str, distances: bool) -> EvalResult:
         windows = TextWindows([text], self.tokenizer, self.config.train.seq_len, "the text")
-        return evaluate(
-            self._eval_step,
-            self.params,
-            windows,
-            self.config,
-            carry_memory=True,
-            distances=distances,
-        )
+        step, config = self._eval_step, self.config
+        return evaluate(step, self.params, windows, config, carry_memory=True, distances=distances)
 
     def loss_by_distance(self, text: str) -> "LossByDistance":
         """The loss of each token of a text by how far back the token last occurred.

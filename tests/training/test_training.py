@@ -1,6 +1,7 @@
 """Complete runs of a small model, and the files in their workdir."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -208,6 +209,18 @@ def test_a_text_file_is_read_as_one_text_of_any_length(finished, tmp_path):
     assert [bucket["tokens"] for bucket in buckets] == [256, 256, 491]
     for bucket, part in zip(buckets, np.split(losses, [256, 512]), strict=True):
         assert bucket["loss"] == pytest.approx(part.mean(), rel=1e-5)
+    pairs = list(itertools.pairwise(tokens))
+    for kind, keys in (("by_token", list(tokens)), ("by_pair", [None, *pairs])):
+        expected = {}
+        for target in range(1, len(tokens)):
+            earlier = [p for p in range(target) if keys[p] == keys[target]]
+            first = 2 ** int(math.log2(target - earlier[-1])) if earlier else None
+            expected.setdefault(first, []).append(losses[target - 1])
+        found = {bucket["first"]: bucket for bucket in values[kind]}
+        assert set(found) == set(expected)
+        for first, part in expected.items():
+            assert found[first]["tokens"] == len(part)
+            assert found[first]["loss"] == pytest.approx(np.mean(part), rel=1e-4)
 
 
 def test_an_empty_text_has_nothing_to_predict(finished, tmp_path):
