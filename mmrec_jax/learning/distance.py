@@ -28,7 +28,7 @@ class Follower:
     """
 
     def __init__(self, distances: bool):
-        """`distances`: whether to measure them, which takes about half a microsecond per token."""
+        """`distances`: whether to measure them, which takes up to a microsecond per token."""
         self._distances = distances
         self._last = None
         self._seen: list[tuple[dict, dict]] = []

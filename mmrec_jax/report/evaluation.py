@@ -58,13 +58,12 @@ class Subject(NamedTuple):
         return evaluate(eval_step, self.params, text, self.run.config, carry_memory, distances=True)
 
 
-def open_subject(path: Path, checkpoint: str) -> Subject:
-    """Opens a workdir and reads a checkpoint: best, latest, final, or a step.
+def read_subject(run: Run, checkpoint: str) -> Subject:
+    """Reads a checkpoint of a run: best, latest, final, or a step.
 
     Raises:
-        UserError: one of them is missing or cannot be read.
+        UserError: it is missing or cannot be read.
     """
-    run = open_run(path)
     step = run.checkpoints.resolve(checkpoint)
     return Subject(run, checkpoint, step, run.params(step))
 
@@ -89,7 +88,7 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     Raises:
         UserError: the workdir, checkpoint or text is missing, or has nothing to predict.
     """
-    subject = open_subject(path, checkpoint)
+    subject = read_subject(open_run(path), checkpoint)
     run, train = subject.run, subject.run.config.train
 
     def source() -> SplitWindows | TextWindows:

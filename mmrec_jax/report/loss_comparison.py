@@ -6,20 +6,19 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmrec_jax.data.batches import SplitWindows
+from mmrec_jax.data.batches import SplitWindows, TextWindows
 from mmrec_jax.data.dataset import Split
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
-from mmrec_jax.learning.breakdown import KINDS, Breakdown
+from mmrec_jax.learning.breakdown import Breakdown
 from mmrec_jax.report.evaluation import (
-    Subject,
     about_intervals,
     interval_text,
-    open_subject,
+    read_subject,
     text_windows,
 )
 from mmrec_jax.report.plots import draw, plot_distances
-from mmrec_jax.runs.workdir import run_names
+from mmrec_jax.runs.workdir import Run, open_run, run_names
 from mmrec_jax.tables import print_table
 
 HEADS = {  # of the table's sections
@@ -28,7 +27,6 @@ HEADS = {  # of the table's sections
     "token": "since the same token",
     "pair": "since the same pair",
 }
-KEYS = {kind: "total" if kind == "total" else f"by_{kind}" for kind in KINDS}  # of eval.json
 BLOCK = 1 << 20  # tokens that are read at once to compare two splits
 
 
@@ -55,43 +53,45 @@ def compare_losses(
     names = run_names(paths)
     if len(set(names)) < len(names):
         raise UserError("--workdir names the same run twice; name different runs")
-    subjects = [open_subject(path, checkpoint) for path in paths]
-    texts = _same_text(subjects, split_name, text)
+    runs = [open_run(path) for path in paths]
+    for run in runs:
+        run.checkpoints.resolve(checkpoint)
+    texts = _same_text(runs, split_name, text)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write to {output}: {error.strerror}; use another --output"
-        ) from error
-    results = [
-        subject.evaluate(of, carry_memory=True) for subject, of in zip(subjects, texts, strict=True)
-    ]
-    breakdowns = [result.breakdown for result in results]
+        message = f"cannot write to {output}: {error.strerror}; use another --output"
+        raise UserError(message) from error
+    facts, breakdowns = [], []
+    for run, of_run in zip(runs, texts, strict=True):
+        subject = read_subject(run, checkpoint)  # one at a time is in memory
+        result = subject.evaluate(of_run, carry_memory=True)
+        facts.append({**subject.facts(), **result.to_dict()})
+        breakdowns.append(result.breakdown)
+    sections = {kind: _rows(breakdowns, kind) for kind in HEADS}
     values = {
         "text": str(text) if text else f"{split_name} split",
         "carried_memory": True,
         "documents": breakdowns[0].documents,
-        "runs": [
-            {**subject.facts(), **result.to_dict()}
-            for subject, result in zip(subjects, results, strict=True)
-        ],
-        **{key: _rows(breakdowns, kind) for kind, key in KEYS.items()},
+        "runs": facts,
+        "total": sections.pop("total")[0],
+        **{f"by_{kind}": rows for kind, rows in sections.items()},
     }
-    _print(names, breakdowns, values)
+    title = f"{values['text']}, {checkpoint} checkpoints, carried memory"
+    _print(names, breakdowns, title)
     write_text(output / "eval.json", json.dumps(values, indent=2) + "\n")
     curves = dict(zip(names, breakdowns, strict=True))
-    reaches = {
-        name: subject.run.config.model.seen_tokens
-        for name, subject in zip(names, subjects, strict=True)
-    }
+    reaches = {name: of["seen_tokens"] for name, of in zip(names, facts, strict=True)}
     draw(output / "loss_by_distance.png", plot_distances, curves, reaches)
     print(f"wrote {output / 'eval.json'} and {output / 'loss_by_distance.png'}")
     return values
 
 
-def _same_text(subjects: list[Subject], split_name: str, text: Path | None) -> list:
+def _same_text(
+    runs: list[Run], split_name: str, text: Path | None
+) -> list[SplitWindows | TextWindows]:
     """The text of each run, after checking that they are equal."""
-    first, *others = (subject.run for subject in subjects)
+    first, *others = runs
     for run in others:
         if run.tokenizer.to_json() != first.tokenizer.to_json():
             raise UserError(
@@ -99,15 +99,15 @@ def _same_text(subjects: list[Subject], split_name: str, text: Path | None) -> l
                 "cannot be compared; evaluate each run by itself and compare bits per byte"
             )
     if text is not None:
-        return [text_windows(subject.run, text) for subject in subjects]
-    splits = [subject.run.split(split_name) for subject in subjects]
+        return [text_windows(run, text) for run in runs]
+    splits = [run.split(split_name) for run in runs]
     for run, split in zip(others, splits[1:], strict=True):
         if _digest(split) != _digest(splits[0]):
             raise UserError(
                 f"the {split_name} splits of {run.path} and {first.path} differ; "
                 "use --text=FILE to compare the runs on one text"
             )
-    lengths = [subject.run.config.train.seq_len for subject in subjects]
+    lengths = [run.config.train.seq_len for run in runs]
     lanes, shared = first.config.train.eval_batch_size, math.lcm(*lengths)
     return [
         SplitWindows(split, lanes, length, shared // length)
@@ -150,22 +150,22 @@ def _rows(breakdowns: list[Breakdown], kind: str) -> list[dict]:
     ]
 
 
-def _print(names: list[str], breakdowns: list[Breakdown], values: dict) -> None:
+def _print(names: list[str], breakdowns: list[Breakdown], title: str) -> None:
+    first, *others = breakdowns
     heads, rows = ["loss by", "", "tokens", names[0]], []
     for name in names[1:]:
         heads += [name, f"{name} - {names[0]}", "95% interval"]
     for kind, section in HEADS.items():
         rows.append(())
-        buckets = breakdowns[0].buckets(kind)
-        for bucket, row in zip(buckets, values[KEYS[kind]], strict=True):
-            first, *others = row["runs"]
+        columns = [(of.buckets(kind), of.buckets(kind, minus=first)) for of in others]
+        for index, bucket in enumerate(first.buckets(kind)):
             name = "" if kind == "total" else bucket.name
-            cells = [section, name, f"{bucket.tokens:,}", f"{first['loss']:.4f}"]
-            for of in others:
-                cells += [f"{of['loss']:.4f}", f"{of['difference']:+.4f}"]
-                cells.append(interval_text(of["interval_of_difference"]))
+            cells = [section, name, f"{bucket.tokens:,}", f"{bucket.loss:.4f}"]
+            for losses, differences in columns:
+                difference = differences[index]
+                cells += [f"{losses[index].loss:.4f}", f"{difference.loss:+.4f}"]
+                cells.append(interval_text(difference.interval))
             rows.append(cells)
             section = ""
-    title = f"{values['text']}, {values['runs'][0]['checkpoint']} checkpoints, carried memory"
     print_table(heads, rows, texts=2, framed=True, wide=True, title=title)
-    print(about_intervals(breakdowns[0]))
+    print(about_intervals(first))

@@ -72,8 +72,8 @@ def test_other_held_out_tokens_are_refused(twins, tmp_path):
     assert message.startswith(f"the test splits of {twins[1]} and {twins[0]} differ; use --text")
     (tmp_path / "a.txt").write_text("The old king painted the mirror. The old miller did not.")
     values = compare_losses(twins, "best", "test", tmp_path / "a.txt", tmp_path / "out")
-    assert values["total"][0]["tokens"] == 56
-    assert values["total"][0]["runs"][1]["difference"] == pytest.approx(0, abs=1e-4)
+    assert values["total"]["tokens"] == 56
+    assert values["total"]["runs"][1]["difference"] == pytest.approx(0, abs=1e-4)
 
 
 def test_another_tokenizer_is_refused(twins, tmp_path):
