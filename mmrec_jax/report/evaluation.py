@@ -136,7 +136,7 @@ def about_intervals(breakdown: Breakdown) -> str:
 
 def interval_text(interval: tuple[float, float] | None) -> str:
     """An interval of a difference."""
-    return "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+    return "-" if interval is None else f"{interval[0]:+z.4f} to {interval[1]:+z.4f}"
 
 
 def _rows(carried: Breakdown, fresh: Breakdown, kind: str) -> list[dict]:
@@ -192,7 +192,7 @@ def _print_buckets(values: dict, breakdown: Breakdown, kind: str, seq_len: int) 
             f"{bucket.tokens:,}",
             f"{row['loss']:.4f}",
             f"{row['loss_not_carried']:.4f}",
-            f"{row['difference']:+.4f}",
+            f"{row['difference']:+z.4f}",
             interval_text(row["interval_of_difference"]),
         )
         for bucket, row in zip(breakdown.buckets(kind), values[f"by_{kind}"], strict=True)

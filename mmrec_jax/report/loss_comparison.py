@@ -99,6 +99,7 @@ def _same_text(
                 "cannot be compared; evaluate each run by itself and compare bits per byte"
             )
     if text is not None:
+        next(iter(text_windows(first, text)))  # raises an error if there is nothing to read
         return [text_windows(run, text) for run in runs]
     splits = [run.split(split_name) for run in runs]
     for run, split in zip(others, splits[1:], strict=True):
@@ -163,7 +164,7 @@ def _print(names: list[str], breakdowns: list[Breakdown], title: str) -> None:
             cells = [section, name, f"{bucket.tokens:,}", f"{bucket.loss:.4f}"]
             for losses, differences in columns:
                 difference = differences[index]
-                cells += [f"{losses[index].loss:.4f}", f"{difference.loss:+.4f}"]
+                cells += [f"{losses[index].loss:.4f}", f"{difference.loss:+z.4f}"]
                 cells.append(interval_text(difference.interval))
             rows.append(cells)
             section = ""

@@ -55,9 +55,9 @@ def test_equal_models_differ_by_nothing_in_any_bucket(twins, tmp_path, capsys):
             assert bucket["runs"][1]["loss"] == pytest.approx(of_alone["loss"])
 
 
-def refusal(twins, tmp_path):
+def refusal(twins, tmp_path, text=None):
     with pytest.raises(UserError) as error:
-        compare_losses(twins, "best", "test", None, tmp_path / "out")
+        compare_losses(twins, "best", "test", text, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
     return str(error.value)
@@ -70,6 +70,7 @@ def test_other_held_out_tokens_are_refused(twins, tmp_path):
     (twins[1] / "data/index.json").write_text(json.dumps(index))
     message = refusal(twins, tmp_path)
     assert message.startswith(f"the test splits of {twins[1]} and {twins[0]} differ; use --text")
+    assert "a.txt" in refusal(twins, tmp_path, tmp_path / "a.txt")
     (tmp_path / "a.txt").write_text("The old king painted the mirror. The old miller did not.")
     values = compare_losses(twins, "best", "test", tmp_path / "a.txt", tmp_path / "out")
     assert values["total"]["tokens"] == 56
