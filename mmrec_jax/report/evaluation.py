@@ -116,9 +116,8 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     write_text(path / "eval.json", json.dumps(values, indent=2) + "\n")
     positions = (of.breakdown.buckets("position") for of in (carried, fresh))
     draw(path / "loss_by_position.png", plot_positions, *positions, train.seq_len)
-    names = "carried memory", f"fresh memory every {train.seq_len} tokens"
-    curves = dict(zip(names, (carried.breakdown, fresh.breakdown), strict=True))
-    reach = {names[0]: run.config.model.seen_tokens}
+    curves = {f"fresh every {train.seq_len}": fresh.breakdown, "carried": carried.breakdown}
+    reach = {"carried": run.config.model.seen_tokens}
     draw(path / "loss_by_distance.png", plot_distances, curves, reach)
     return values
 
