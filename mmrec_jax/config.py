@@ -109,7 +109,27 @@ class DataConfig(Section):
         check=one_of(*SOURCES),
     )
     path: str = knob(
-        'For "text" and "jsonl": a file, a folder, or a glob such as "books/*.txt".', ""
+        'For "text" and "jsonl": a file, a folder, a glob such as "books/*.txt", or a tar archive, '
+        "which is read as a folder.",
+        "",
+    )
+    files: str = knob('Names of the files to read from it, such as "*.c,*.h"; "" for all.', "")
+    exclude: str = knob(
+        'Files and folders to leave out, such as "site-packages,test/bad*.py": a pattern with a '
+        '"/" is that of a path relative to data.path, any other that of a name.',
+        "",
+    )
+    min_file_bytes: int = knob("Size of the smallest files to read.", 0, at_least(0))
+    join: str = knob(
+        'For "text": what a document is, a file or all files of a folder in the order of their '
+        "names.",
+        "file",
+        one_of("file", "folder"),
+    )
+    shuffle_documents: bool = knob(
+        "Whether documents are in an order drawn from their names, so that the splits at the end "
+        "are a fair sample, instead of the order of their names.",
+        False,
     )
     field: str = knob('For "jsonl" and "tfds": the field of a document with its text.', "text")
     tfds_name: str = knob('For "tfds": the dataset, such as "c4/en" or "my_corpus:1.0.0".', "")

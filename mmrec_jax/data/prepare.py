@@ -9,6 +9,7 @@ scans/          the Scan of each corpus, valid until its files change
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import itertools
@@ -119,8 +120,9 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
     """Reads the entire corpus, unless that was done since its files last changed."""
     known = None
     if corpus.files:
-        names = "source", "field", "tfds_name", "tfds_split"
-        how = {name: getattr(config.data, name) for name in names}
+        how = dataclasses.asdict(config.data)
+        for name in ("tokenizer", "validation_fraction", "test_fraction"):  # of no consequence here
+            del how[name]
         stats = [(path, path.stat()) for path in corpus.files]
         files = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         known = root / "scans" / f"{text_digest(json.dumps([VERSION, how, files]))}.json"

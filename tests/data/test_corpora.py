@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import lzma
 import multiprocessing
 import pydoc_data.topics
 
@@ -139,13 +140,15 @@ def test_files_are_documents_in_the_order_of_their_names(tmp_path):
 def compressed(data: bytes, suffix: str) -> bytes:
     if suffix == ".gz":  # two members, as `cat a.gz b.gz` makes them
         return gzip.compress(data[:1000]) + gzip.compress(data[1000:])
+    if suffix == ".xz":
+        return lzma.compress(data[:1000]) + lzma.compress(data[1000:])
     if suffix == ".zst":
         compress = zstandard.ZstdCompressor().compress
         return compress(data[:1000]) + compress(data[1000:])
     return data
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
 def test_compressed_files_yield_what_is_in_them(tmp_path, suffix):
     text = "ağaç 🙂 line\r\n" * 200_000  # more than one block
     path = tmp_path / f"a.txt{suffix}"
