@@ -42,7 +42,7 @@ from mmrec_jax.data.tokenizers import (
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import new_folder, write_text
 
-VERSION = 1  # of the file format; files of other versions are not read
+VERSION = 2  # of the file format; files of other versions are not read
 BPE_CHARACTERS = 50_000_000  # most characters to learn merges from, spread over the training split
 
 
@@ -64,7 +64,7 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
     with _explaining_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     scan = _scan(corpus, root, config)
-    folder = root / _name(config, scan)
+    folder = root / _name(corpus, scan, config)
     if prepared := _open_or_say(folder, say):
         return prepared
     with _explaining_errors(root), _locked(folder, say):
@@ -144,15 +144,15 @@ def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
     return scan
 
 
-def _name(config: Config, scan: Scan) -> str:
+def _name(corpus: Corpus, scan: Scan, config: Config) -> str:
     data, kind = config.data, config.data.tokenizer
     tokenizer = {"kind": kind}
     if kind.endswith(".json"):
         kind, tokenizer = "file", {"file": load_tokenizer(Path(kind)).to_json()}
     elif kind != "byte":
         tokenizer["vocab_size"] = config.model.vocab_size
-    fractions = data.validation_fraction, data.test_fraction
-    key = text_digest(json.dumps([VERSION, scan.digest, fractions, tokenizer]))
+    shares = [part.shares for part in corpus.parts]
+    key = text_digest(json.dumps([VERSION, scan.digest, shares, tokenizer]))
     return f"{data.source}-{kind}-{key}"
 
 
@@ -226,20 +226,29 @@ def _write_files(
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writers = {name: TokenWriter(folder / name, dtype, tokenizer.document) for name in SPLITS}
     counts = dict.fromkeys(SPLITS, TokenCounts())
+    part_tokens: dict[str, list[int]] = {name: [] for name in SPLITS}
     task = _begin(bar, "writing tokens", scan)
     with encoder(tokenizer, sum(scan.characters)) as encode:
-        pieces = _all_pieces(corpus, scan)
-        for name, of_split in itertools.groupby(pieces, key=operator.itemgetter(0)):
-            for block in encode(blocks(piece for _, piece in of_split)):
-                writers[name].write(block.tokens)
-                counts[name] = TokenCounts(*map(sum, zip(counts[name], block.counts, strict=True)))
-                bar.advance(task, block.characters)
+        for part, characters in zip(corpus.parts, scan.characters, strict=True):
+            before = {name: counts[name].tokens for name in SPLITS}
+            pieces = split_pieces(part, characters)
+            for name, of_split in itertools.groupby(pieces, key=operator.itemgetter(0)):
+                for block in encode(blocks(piece for _, piece in of_split)):
+                    writers[name].write(block.tokens)
+                    counts[name] = counts[name].plus(block.counts)
+                    bar.advance(task, block.characters)
+            for name in SPLITS:
+                part_tokens[name].append(counts[name].tokens - before[name])
     index = {
         "version": VERSION,
         "dtype": dtype.name,
         "tokenizer": text_digest(tokenizer.to_json()),
         "splits": {
-            name: {"counts": counts[name]._asdict(), **writer.close()}
+            name: {
+                "counts": counts[name]._asdict(),
+                "part_tokens": part_tokens[name],
+                **writer.close(),
+            }
             for name, writer in writers.items()
         },
     }

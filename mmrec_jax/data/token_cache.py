@@ -22,6 +22,7 @@ class PreparedSplit(NamedTuple):
     tokens: TokenReader
     counts: TokenCounts
     digest: str  # of all tokens
+    part_tokens: tuple[int, ...]  # tokens of each part of the corpus, in order
 
 
 class Prepared(NamedTuple):
@@ -63,7 +64,8 @@ def open_prepared(folder: Path, check: bool = False) -> Prepared:
             paths = [folder / file["name"] for file in values["files"]]
             reader = TokenReader(paths, np.dtype(index["dtype"]), tokenizer.document)
             counts = TokenCounts(**values["counts"])
-            splits[name] = PreparedSplit(reader, counts, values["digest"])
+            parts = tuple(values.get("part_tokens", [counts.tokens]))  # older runs do not have it
+            splits[name] = PreparedSplit(reader, counts, values["digest"], parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder} cannot be read ({error})") from error
     return Prepared(folder, tokenizer, splits)

@@ -42,7 +42,8 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     def source() -> Split | TextWindows:
         if text is None:
             return run.split(split_name)
-        return TextWindows(stream_text(text), run.tokenizer, seq_len, str(text))
+        line_ends = run.config.data.count_line_ends
+        return TextWindows(stream_text(text), run.tokenizer, seq_len, str(text), line_ends)
 
     params = run.params(step)
     eval_step = make_eval_step(run.config.model)
@@ -95,6 +96,7 @@ def _peak_memory() -> int:
 
 
 def _print_values(values: dict) -> None:
+    word = values["word_perplexity"]
     rows = (
         ("step", f"{values['step']:,}"),
         ("text", values["text"]),
@@ -102,6 +104,8 @@ def _print_values(values: dict) -> None:
         ("memory", "carried" if values["carried_memory"] else "fresh in each window"),
         ("loss (nats per token)", f"{values['loss']:.6f}"),
         ("perplexity", f"{values['perplexity']:.4f}"),
+        ("perplexity per word", "" if word is None else f"{word:,.4f}"),
+        ("perplexity per byte", f"{values['byte_perplexity']:.4f}"),
         ("token accuracy", f"{values['accuracy']:.2%}"),
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
         ("tokens per second", f"{values['tokens_per_second']:,.0f}"),

@@ -278,9 +278,12 @@ def test_one_enormous_line_is_read_in_blocks(tmp_path):
 
 def test_counts_of_a_block():
     tokenizer = CharTokenizer(sorted("abş"))
-    block = encode_block(tokenizer, [Piece("aşx", begins=True), Piece("€b", begins=False)])
-    assert block.tokens.tolist() == [1, 3, 5, 2, 2, 4]
-    assert block[1:] == (5, (6, 1, 1 + 2 + 1 + 3 + 1, 2))
+    pieces = [Piece("aş x\n", begins=True), Piece("\n€b b", begins=False)]
+    block = encode_block(tokenizer, pieces)
+    assert block.tokens.tolist() == [1, 3, 5, 2, 2, 2, 2, 2, 4, 2, 4]
+    expected = {"tokens": 11, "documents": 1, "unknown": 6, "num_words": 4, "num_lines": 2}
+    expected["num_bytes"] = len("aş x\n\n€b b".encode())
+    assert (block.characters, block.counts._asdict()) == (10, expected)
 
 
 def test_several_processes_encode_as_one_does(monkeypatch):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from mmrec_jax.data import token_cache, token_files
 from mmrec_jax.data.corpus import SPLITS
+from mmrec_jax.data.dataset import load_dataset
 from mmrec_jax.data.prepare import prepare
 from mmrec_jax.data.sources.sample import sample_texts
 from mmrec_jax.data.token_cache import copy_splits, open_prepared
@@ -123,6 +124,16 @@ def test_unknown_characters_are_counted(cache, tmp_path):
     corpus, _ = prepared(text_config(tmp_path / "a.txt"))
     assert corpus.tokenizer.characters == tuple("abcd")
     assert [corpus.splits[name].counts.unknown for name in SPLITS] == [0, 0, 2]
+
+
+def test_words_are_counted_with_or_without_line_ends(cache, tmp_path):
+    (tmp_path / "a.txt").write_text("abcd ef\n" * 500)
+    (tmp_path / "held.txt").write_text(" = A title = \n \n The first , and\tlast line .\n")
+    held_out = {"data__validation_path": str(tmp_path / "held.txt")}
+    for count_line_ends, words in ((False, 4 + 7), (True, 4 + 7 + 3)):
+        values = {**held_out, "data__count_line_ends": count_line_ends}
+        dataset = load_dataset(text_config(tmp_path / "a.txt", **values))
+        assert dataset.validation.num_words == words
 
 
 # --- the cache ---
@@ -374,7 +385,7 @@ def read_only_cache(monkeypatch):
 def test_a_read_only_cache_is_read_and_not_written(read_only_cache, as_nobody):
     corpus, said = prepared(config())
     assert (corpus.folder.parent, said) == (read_only_cache, [])
-    other = config(data__validation_fraction=0.1)
+    other = config(data__sample_chars=3000)
     with pytest.raises(UserError, match=r"cache .* cannot be written: Permission denied; .*CACHE"):
         prepare(dataclasses.replace(other))
 

@@ -131,12 +131,15 @@ class FileTree:
         return document, file.name
 
     def _no_files(self, where: str = "") -> UserError:
-        knobs = {
-            name: getattr(self._config, name) for name in ("files", "exclude", "min_file_bytes")
-        }
-        given = ", ".join(f"data.{name}={value!r}" for name, value in knobs.items() if value)
+        config = self._config
+        paths = {"path": config.path, "validation_path": config.validation_path}
+        paths["test_path"] = config.test_path
+        knob = next((name for name, path in paths.items() if path == self._pattern), "mixture")
+        chosen = {"files": config.files, "exclude": config.exclude}
+        chosen["min_file_bytes"] = config.min_file_bytes
+        given = ", ".join(f"data.{name}={value!r}" for name, value in chosen.items() if value)
         return UserError(
-            f"data.path {self._pattern!r}{given and f' with {given}'} matches no files{where}"
+            f"data.{knob} {self._pattern!r}{given and f' with {given}'} matches no files{where}"
         )
 
 

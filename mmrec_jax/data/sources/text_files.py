@@ -18,21 +18,37 @@ LONGEST_LINE = 2**28  # most bytes of a JSON line
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The files of `data.path`: a document is a file, a folder ("text"), or a line ("jsonl").
+    """The files of `data.path`, or of each corpus of `data.mixture`, then separate held-out files.
+
+    A document is a file or a folder ("text"), a line ("jsonl") or a row ("parquet").
 
     Raises:
         UserError: no file matches.
     """
-    tree = FileTree(config.path, config)
+    paths = [(path, split_shares(config)) for _, path in config.components]
+    for name, path in (("validation", config.validation_path), ("test", config.test_path)):
+        if path:
+            paths.append((path, ((name, 1.0),)))
+    trees = [FileTree(path, config) for path, _ in paths]
+    parts = (
+        Part(functools.partial(_pieces, tree, config), shares)
+        for tree, (_, shares) in zip(trees, paths, strict=True)
+    )
+    return Corpus(tuple(parts), tuple(file for tree in trees for file in tree.paths))
 
-    def pieces() -> Iterator[Piece]:
-        for file, begins in tree:
-            if config.source == "text":
+
+def _pieces(tree: FileTree, config: DataConfig) -> Iterator[Piece]:
+    for file, begins in tree:
+        match config.source:
+            case "text":
                 yield from read_text(file, begins)
-            else:
+            case "jsonl":
                 yield from read_jsonl(file, config.field)
+            case "parquet":
+                # Imported only on demand, because it takes long.
+                from mmrec_jax.data.sources.parquet import read_parquet
 
-    return Corpus((Part(pieces, split_shares(config)),), tree.paths)
+                yield from read_parquet(file, config.field)
 
 
 def read_text(file: File, begins: bool = True) -> Iterator[Piece]:
