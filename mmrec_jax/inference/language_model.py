@@ -93,7 +93,8 @@ class LanguageModel:
         Raises:
             UserError: the text is empty.
         """
-        windows = TextWindows([text], self.tokenizer, self.config.train.seq_len, "the text")
+        line_ends, seq_len = self.config.data.count_line_ends, self.config.train.seq_len
+        windows = TextWindows([text], self.tokenizer, seq_len, "the text", line_ends)
         return evaluate(self._eval_step, self.params, windows, self.config, carry_memory=True)
 
     def perplexity(self, text: str) -> float:

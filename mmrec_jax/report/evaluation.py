@@ -104,7 +104,7 @@ def _print_values(values: dict) -> None:
         ("memory", "carried" if values["carried_memory"] else "fresh in each window"),
         ("loss (nats per token)", f"{values['loss']:.6f}"),
         ("perplexity", f"{values['perplexity']:.4f}"),
-        ("perplexity per word", "" if word is None else f"{word:,.4f}"),
+        ("perplexity per word", "" if word is None else f"{word:,.2f}"),
         ("perplexity per byte", f"{values['byte_perplexity']:.4f}"),
         ("token accuracy", f"{values['accuracy']:.2%}"),
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),

@@ -95,9 +95,17 @@ def test_names_sizes_and_folders_select_files(folder):
 def test_the_files_of_a_folder_can_be_one_document(folder):
     deep, one, two, four, last = documents(folder)
     assert documents(folder, join="folder") == [last, one + two, deep, four]
-    (folder / "a/deep/three.py").write_text("")  # it would begin a document
-    assert "three.py is empty; data.min_file_bytes=1 leaves out" in refusal(folder, join="folder")
-    assert documents(folder, join="folder", min_file_bytes=1) == [last, one + two, four]
+
+
+def test_empty_files_are_left_out_unless_they_are_named(folder):
+    (folder / "a/deep/three.py").write_text("")
+    one, two = FILES["a/one.py"], FILES["a/two.py"]
+    assert documents(folder / "a") == [one, two]
+    assert documents(folder / "a", join="folder") == [one + two]
+    message = refusal(f"{folder}/a/**/*.py")
+    assert "three.py is empty; leave it out with data.exclude" in message
+    (folder.parent / "a.tar").write_bytes(tar({"x": "", "y": "y"}))
+    assert documents(folder.parent / "a.tar") == ["y"]
 
 
 def test_shuffled_documents_are_in_the_order_of_hashes_wherever_the_folder_is(folder, tmp_path):

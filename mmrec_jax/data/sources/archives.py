@@ -1,13 +1,13 @@
 """Tar archives, read without extracting them and in constant memory."""
 
+import contextlib
 import tarfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path, PurePath, PurePosixPath
 
 from mmrec_jax.data.sources.compression import BLOCK, SUFFIXES, decompressed, reading
 
-_SHORT = (".tgz", ".txz")  # of .tar.gz and .tar.xz
+_SHORT = {".tgz": ".gz", ".txz": ".xz"}  # of .tar.gz and .tar.xz
 
 
 def is_archive(path: PurePath) -> bool:
@@ -21,18 +21,21 @@ def is_compressed_archive(path: PurePath) -> bool:
     return path.suffix in _SHORT or (len(ends) == 2 and ends[0] == ".tar" and ends[1] in SUFFIXES)
 
 
-def open_archive(path: Path) -> AbstractContextManager[tarfile.TarFile]:
-    """The archive, to be closed by a `with`.
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[tarfile.TarFile]:
+    """An archive to read.
 
     Raises:
         UserError: it cannot be read, or is not an archive.
     """
-    with reading(str(path)):
-        if not is_compressed_archive(path):
-            return tarfile.open(path, "r:", tarinfo=_Header)
-        suffix = path.suffix.replace(".t", ".") if path.suffix in _SHORT else path.suffix
-        file = decompressed(path.open("rb"), PurePath(f"archive{suffix}"))
-        return tarfile.open(fileobj=file, mode="r|", tarinfo=_Header)
+    with contextlib.ExitStack() as stack:
+        with reading(str(path)):
+            file, mode = stack.enter_context(path.open("rb")), "r:"
+            if is_compressed_archive(path):
+                suffix = _SHORT.get(path.suffix, path.suffix)
+                file, mode = decompressed(file, PurePath(f"archive{suffix}")), "r|"
+            archive = stack.enter_context(tarfile.open(fileobj=file, mode=mode, tarinfo=_Header))
+        yield archive
 
 
 def members(

@@ -58,7 +58,7 @@ class FileTree:
             elif (
                 self._is_selected(name, named=self._named)
                 and file.is_file()
-                and file.stat().st_size >= config.min_file_bytes
+                and file.stat().st_size >= self._least(named=self._named)
             ):
                 self._plain[name] = file
         self.paths = (*self._plain.values(), *self._archives.values())
@@ -105,7 +105,7 @@ class FileTree:
         archive = stack.enter_context(open_archive(path))
         for member, info in members(archive, path):
             member = name / member
-            if info.size >= self._config.min_file_bytes and self._is_selected(member):
+            if info.size >= self._least() and self._is_selected(member):
                 open_member = functools.partial(archive.extractfile, info)
                 yield File(member, f"{path}: {info.name}", open_member)
 
@@ -119,6 +119,10 @@ class FileTree:
                 return False
         wanted = self._config.files or ("*" if named else _USUAL_FILES[self._config.source])
         return any(fnmatch.fnmatchcase(name.name, pattern) for pattern in _patterns(wanted))
+
+    def _least(self, named: bool = False) -> int:
+        """Bytes of the smallest file to read; an empty one is read, and refused, only if named."""
+        return max(self._config.min_file_bytes, 0 if named else 1)
 
     def _document(self, file: File) -> PurePosixPath:
         return file.name.parent if self._config.join == "folder" else file.name

@@ -1,6 +1,7 @@
 """Files of text or JSON lines, plain, compressed or in archives, read in constant memory."""
 
 import codecs
+import contextlib
 import functools
 import io
 import json
@@ -62,9 +63,7 @@ def read_text(file: File, begins: bool = True) -> Iterator[Piece]:
         yield Piece(text, begins and empty)
         empty = False
     if empty:
-        raise UserError(
-            f"{file.where} is empty; data.min_file_bytes=1 leaves out all files that are empty"
-        )
+        raise UserError(f"{file.where} is empty; leave it out with data.exclude")
 
 
 def stream_text(path: Path, block: int = BLOCK) -> Iterator[str]:
@@ -152,9 +151,13 @@ def _field_of(line: bytes, field: str, where: str) -> str:
     return text
 
 
-def _opened(file: File) -> io.BufferedIOBase:
-    with reading(file.where):
-        return decompressed(file.open(), file.name)
+@contextlib.contextmanager
+def _opened(file: File) -> Iterator[io.BufferedIOBase]:
+    with contextlib.ExitStack() as stack:
+        with reading(file.where):
+            stored = stack.enter_context(file.open())
+            content = stack.enter_context(decompressed(stored, file.name))
+        yield content
 
 
 def _read(file: File, read: Callable[[int], bytes], most: int) -> bytes:
