@@ -9,9 +9,7 @@ scans/          the Scan of each corpus, valid until its files change
 """
 
 import contextlib
-import dataclasses
 import errno
-import hashlib
 import itertools
 import json
 import operator
@@ -19,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import filelock
 import numpy as np
@@ -29,8 +26,16 @@ from rich.progress import Progress, TaskID
 from mmrec_jax.config import Config
 from mmrec_jax.data.corpus import SPLITS, Corpus, Piece, split_pieces
 from mmrec_jax.data.encoding import blocks, encoder
+from mmrec_jax.data.scan import Scan, scan_corpus
 from mmrec_jax.data.sources import open_corpus
-from mmrec_jax.data.token_cache import Damaged, Prepared, cache_root, open_prepared, text_digest
+from mmrec_jax.data.token_cache import (
+    VERSION,
+    Damaged,
+    Prepared,
+    cache_root,
+    open_prepared,
+    text_digest,
+)
 from mmrec_jax.data.token_files import TokenCounts, TokenWriter
 from mmrec_jax.data.tokenizers import (
     ByteTokenizer,
@@ -40,17 +45,9 @@ from mmrec_jax.data.tokenizers import (
     load_tokenizer,
 )
 from mmrec_jax.errors import UserError
-from mmrec_jax.files import new_folder, write_text
+from mmrec_jax.files import new_folder
 
-VERSION = 2  # of the file format; files of other versions are not read
 BPE_CHARACTERS = 50_000_000  # most characters to learn merges from, spread over the training split
-
-
-class Scan(NamedTuple):
-    """What one pass over the text of a corpus determines."""
-
-    characters: list[int]  # per part
-    digest: str  # of all text and of where documents begin
 
 
 def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
@@ -63,7 +60,7 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
     root = cache_root()
     with _explaining_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-    scan = _scan(corpus, root, config)
+    scan = scan_corpus(corpus, root, config.data)
     folder = root / _name(corpus, scan, config)
     if prepared := _open_or_say(folder, say):
         return prepared
@@ -111,37 +108,6 @@ def _locked(folder: Path, say: Callable[[str], None]) -> filelock.AcquireReturnP
     except filelock.Timeout:
         say("another process is preparing this corpus; waiting for it")
         return lock.acquire()
-
-
-# --- identifying a corpus ---
-
-
-def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
-    """Reads the entire corpus, unless that was done since its files last changed."""
-    known = None
-    if corpus.files:
-        how = dataclasses.asdict(config.data)
-        for name in ("tokenizer", "validation_fraction", "test_fraction"):  # of no consequence here
-            del how[name]
-        stats = [(path, path.stat()) for path in corpus.files]
-        files = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-        known = root / "scans" / f"{text_digest(json.dumps([VERSION, how, files]))}.json"
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return Scan(**json.loads(known.read_text()))
-    digest, characters = hashlib.blake2b(digest_size=16), []
-    for part in corpus.parts:
-        digest.update(b"\xfe")  # UTF-8 contains neither this byte nor 0xff
-        count = 0
-        for text, begins in part.pieces():
-            digest.update((b"\xff" if begins else b"") + text.encode())
-            count += len(text)
-        characters.append(count)
-    scan = Scan(characters, digest.hexdigest())
-    if known:
-        with contextlib.suppress(OSError):  # the corpus is read again next time
-            known.parent.mkdir(exist_ok=True)
-            write_text(known, json.dumps(scan._asdict()))
-    return scan
 
 
 def _name(corpus: Corpus, scan: Scan, config: Config) -> str:

@@ -13,6 +13,7 @@ from mmrec_jax.data.token_files import TokenCounts, TokenReader, checksum
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
 from mmrec_jax.files import new_folder
 
+VERSION = 2  # of the file format; corpora prepared in another one are prepared again
 ALWAYS_CHECKED = 2**30  # up to this many bytes of token files, every start computes checksums
 
 

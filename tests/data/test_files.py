@@ -157,6 +157,14 @@ def test_several_archives_and_files_are_one_corpus(tmp_path):
     assert "is a binary file" in refusal(tmp_path, files="*.tar")  # a folder names no archive
 
 
+def test_json_lines_are_read_from_an_archive(tmp_path):
+    files = {"a/x.jsonl": '{"text": "one"}\n{"text": "two"}\n', "readme.md": "no JSON"}
+    (tmp_path / "lines.tgz").write_bytes(gzip.compress(tar(files)))
+    data = DataConfig(source="jsonl", path=str(tmp_path / "lines.tgz"))
+    (part,) = open_corpus(data).parts
+    assert list(part.pieces()) == [("one", True), ("two", True)]
+
+
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_a_truncated_archive_is_refused_wherever_it_ends(tmp_path, suffix):
     path = tmp_path / f"tree{suffix}"

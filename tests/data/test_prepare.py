@@ -249,6 +249,18 @@ def test_held_out_splits_are_copied_completely(cache, text_file, tmp_path):
         assert len(text) == round(0.05 * len(TEXT)) == count - 1
 
 
+def test_the_splits_of_an_older_run_can_still_be_read(cache, text_file, tmp_path):
+    corpus, _ = prepared(text_config(text_file))
+    copy_splits(corpus, ("validation",), tmp_path / "data")
+    index = json.loads((tmp_path / "data/index.json").read_text())
+    split = index["splits"]["validation"]
+    del split["part_tokens"], split["counts"]["num_words"], split["counts"]["num_lines"]
+    (tmp_path / "data/index.json").write_text(json.dumps(index))
+    old = open_prepared(tmp_path / "data", check=True).splits["validation"]
+    assert old.counts.tokens == corpus.splits["validation"].counts.tokens
+    assert (old.counts.num_words, old.part_tokens) == (0, (old.counts.tokens,))
+
+
 # --- processes ---
 
 
