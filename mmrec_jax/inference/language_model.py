@@ -100,7 +100,8 @@ class LanguageModel:
         return self._evaluate(text, distances=False)
 
     def _evaluate(self, text: str, distances: bool) -> EvalResult:
-        windows = TextWindows([text], self.tokenizer, self.config.train.seq_len, "the text")
+        line_ends, seq_len = self.config.data.count_line_ends, self.config.train.seq_len
+        windows = TextWindows([text], self.tokenizer, seq_len, "the text", line_ends)
         step, config = self._eval_step, self.config
         return evaluate(step, self.params, windows, config, carry_memory=True, distances=distances)
 

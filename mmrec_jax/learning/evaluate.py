@@ -41,17 +41,34 @@ class EvalResult:
     tokens: int  # number of predicted tokens
     tokens_per_second: float
     breakdown: Breakdown | None = dataclasses.field(default=None, repr=False, compare=False)
+    loss_per_word: float | None = None  # nats; None if the words are not counted
 
     @property
     def perplexity(self) -> float:
         """exp(loss); infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return _exp(self.loss)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """exp of the total loss divided by the number of words (data.count_line_ends)."""
+        return None if self.loss_per_word is None else _exp(self.loss_per_word)
+
+    @property
+    def byte_perplexity(self) -> float:
+        """exp of the total loss divided by the number of UTF-8 bytes."""
+        return _exp(self.bits_per_byte * math.log(2))
 
     def to_dict(self) -> dict:
         """The figures of the complete text, without their breakdown."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["breakdown"]
-        return {**values, "perplexity": self.perplexity}
+        del values["breakdown"], values["loss_per_word"]
+        for name in ("perplexity", "word_perplexity", "byte_perplexity"):
+            values[name] = getattr(self, name)
+        return values
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def make_eval_step(
@@ -115,6 +132,7 @@ def evaluate(
         loss=loss / count,
         accuracy=float(correct / count),
         bits_per_byte=loss / math.log(2) / text.num_bytes,
+        loss_per_word=loss / text.num_words if text.num_words else None,
         tokens=count,
         tokens_per_second=count / seconds,
         breakdown=breakdown,

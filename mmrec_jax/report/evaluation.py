@@ -70,7 +70,8 @@ def read_subject(run: Run, checkpoint: str) -> Subject:
 
 def text_windows(run: Run, text: Path) -> TextWindows:
     """A UTF-8 file as one document, read in constant memory."""
-    return TextWindows(stream_text(text), run.tokenizer, run.config.train.seq_len, str(text))
+    data, seq_len = run.config.data, run.config.train.seq_len
+    return TextWindows(stream_text(text), run.tokenizer, seq_len, str(text), data.count_line_ends)
 
 
 def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None) -> dict:
@@ -163,6 +164,7 @@ def _peak_memory() -> int:
 
 
 def _print_values(values: dict) -> None:
+    word = values["word_perplexity"]
     rows = (
         ("step", f"{values['step']:,}"),
         ("text", values["text"]),
@@ -170,6 +172,8 @@ def _print_values(values: dict) -> None:
         ("memory", "carried" if values["carried_memory"] else "fresh in each window"),
         ("loss (nats per token)", f"{values['loss']:.6f}"),
         ("perplexity", f"{values['perplexity']:.4f}"),
+        ("perplexity per word", "" if word is None else f"{word:,.2f}"),
+        ("perplexity per byte", f"{values['byte_perplexity']:.4f}"),
         ("token accuracy", f"{values['accuracy']:.2%}"),
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
         ("tokens per second", f"{values['tokens_per_second']:,.0f}"),

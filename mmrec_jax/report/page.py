@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mmrec_jax.config import Config, flatten
+from mmrec_jax.config import FILE_SOURCES, Config, flatten
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.breakdown import FEWEST
@@ -161,7 +161,7 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
 def _what(path: Path, config: Config) -> list[tuple[str, str]]:
     """Corpus and tokenizer of a run, and its source if it was grown."""
     data = config.data
-    which = {"text": data.path, "jsonl": data.path, "tfds": data.tfds_name}
+    which = {**dict.fromkeys(FILE_SOURCES, data.mixture or data.path), "tfds": data.tfds_name}
     rows = [("corpus", f"{data.source} {which.get(data.source, '')}".strip())]
     try:
         tokens = json.loads((path / "data.json").read_text())["tokens"]

@@ -53,7 +53,7 @@ class Run(NamedTuple):
             raise UserError(
                 f"{damage}; to restore it, run the same train.py command on the same text"
             ) from damage
-        split = open_split(prepared, name)
+        split = open_split(prepared, name, self.config.data)
         if not split.num_bytes:
             raise UserError(f"the {name} split of {self.path} is empty (data.{name}_fraction)")
         return split

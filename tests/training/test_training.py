@@ -182,6 +182,9 @@ def test_evaluation_agrees_with_the_log_and_with_numpy(finished):
     bits = losses.sum() / math.log(2)
     assert values["bits_per_byte"] == pytest.approx(bits / num_bytes, rel=1e-5)
     assert values["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-5)
+    per_byte, per_word = (losses.sum() / n for n in (num_bytes, len(" ".join(documents).split())))
+    assert values["byte_perplexity"] == pytest.approx(math.exp(per_byte), rel=1e-5)
+    assert values["word_perplexity"] == pytest.approx(math.exp(per_word), rel=1e-4)
 
 
 def test_a_text_file_is_read_as_one_text_of_any_length(finished, tmp_path):
@@ -204,6 +207,8 @@ def test_a_text_file_is_read_as_one_text_of_any_length(finished, tmp_path):
     assert values["bits_per_byte"] == pytest.approx(
         losses.sum() / math.log(2) / num_bytes, rel=1e-5
     )
+    per_word = losses.sum() / len(text.split())
+    assert values["word_perplexity"] == pytest.approx(math.exp(per_word), rel=1e-4)
     buckets = values["by_position"]
     assert [bucket["first"] for bucket in buckets] == [0, 256, 512]
     assert [bucket["tokens"] for bucket in buckets] == [256, 256, 491]
