@@ -88,6 +88,24 @@ def _initial_saliency(config: ModelConfig):
     return init
 
 
+def _matching_queries(config: ModelConfig):
+    """Initializer of W_fused: in heads with shifted keys, q starts equal to k.
+
+    So equal tokens match from the first step on, and copying what came after an earlier occurrence
+    is learned hundreds of steps sooner, whatever the seed.
+    """
+
+    def init(key, shape, dtype):
+        maps = nnx.initializers.lecun_normal()(key, shape, dtype)
+        if not config.shifted_keys:
+            return maps
+        by_head = maps.reshape(shape[0], 6, config.num_heads, config.head_dim)
+        q, k = 0, 1
+        return by_head.at[:, q, ::2].set(by_head[:, k, ::2]).reshape(shape)
+
+    return init
+
+
 class Block(nnx.Module):
     """A block, as defined at the top of this file. Attributes are named as in the equations."""
 
@@ -98,7 +116,12 @@ class Block(nnx.Module):
         linear = functools.partial(Linear, **dtypes, rngs=rngs)
         narrow_mlp = functools.partial(MLP, linear, dim, dim // 4, kernel_init=init.normal(0.02))
         self.norm1 = RMSNorm(config)
-        self.W_fused = linear(dim, 6 * dim, bias_init=_initial_saliency(config))
+        self.W_fused = linear(
+            dim,
+            6 * dim,
+            kernel_init=_matching_queries(config),
+            bias_init=_initial_saliency(config),
+        )
         self.mlp_gamma = narrow_mlp(bias_init=_spread_decays)
         self.mlp_context = narrow_mlp(bias_init=init.constant(4.0))
         self.W_g = linear(dim, dim)

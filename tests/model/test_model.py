@@ -181,6 +181,15 @@ def test_initial_gradients_are_zero_only_behind_the_zero_of_dpg():
             assert np.any(x), name
 
 
+def test_queries_start_equal_to_keys_in_heads_with_shifted_keys():
+    config = small_config()
+    for block in initial_params(config)["blocks"].values():
+        found = dict(slices(block["W_fused"]))
+        q, k = (np.split(found[f"{name} kernel"], config.num_heads, axis=1) for name in "qk")
+        equal = [np.array_equal(*pair) for pair in zip(q, k, strict=True)]
+        assert equal == [head % 2 == 0 for head in range(config.num_heads)]
+
+
 def test_cross_entropy_alone_gives_saliency_no_gradient():
     """Selection has no gradient, and p is used for nothing else."""
     params, tokens = random_params(small_config()), random_tokens(BATCH, TIME)
