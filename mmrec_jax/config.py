@@ -42,6 +42,12 @@ class ModelConfig(Section):
         "[M] Slots per head for salient older tokens; 0 switches long-term memory off.",
         check=at_least(0),
     )
+    oldest_age: int = knob(
+        "[A] Chunks outside short-term memory after which a token's saliency fades no more; texts "
+        "in training should be longer.",
+        16,
+        at_least(0),
+    )
     dropout: float = knob(
         "Dropout rate on the output of both halves of a block and inside the feed-forward.",
         0.0,
