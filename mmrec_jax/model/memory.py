@@ -226,7 +226,7 @@ def _consolidate(state: MemoryState, place: Place, config: ModelConfig) -> Memor
 
     near_s = state.near_s._replace(s=jnp.where(place.live[:, None], state.near_s.s, -jnp.inf))
     s = jax.tree.map(candidates, near_s, state.long_s)
-    leaving = config.short_term + chunk_len - jnp.arange(chunk_len)
+    leaving = config.short_term + chunk_len - jnp.arange(chunk_len, dtype=jnp.int32)
     distance = candidates(
         jnp.broadcast_to(leaving, (*state.long_distance.shape[:2], chunk_len)),
         jnp.minimum(state.long_distance + chunk_len, farthest(config)),

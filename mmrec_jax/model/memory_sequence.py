@@ -125,7 +125,7 @@ def read_memories(
     def after_near(before, new):  # the first S near tokens of the state, then the sequence
         return jnp.concatenate([before[:, :, :short_term], new], axis=2)
 
-    position = jnp.arange(-short_term, time)
+    position = jnp.arange(-short_term, time, dtype=jnp.int32)
     near = Tokens(
         k=after_near(state.near_k, k),
         v=after_near(state.near_v, v),
