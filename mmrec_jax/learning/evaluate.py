@@ -5,21 +5,20 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float
 
 from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.batches import Batch, TextWindows, every_window
 from mmrec_jax.data.dataset import Split
 from mmrec_jax.learning.step import begin
-from mmrec_jax.model.lm import State, init_state
-from mmrec_jax.model.params import Params, model_graph
+from mmrec_jax.model.interface import ModelFunctions, mmrec
+from mmrec_jax.model.params import Params
 
 FIRST_BUCKET = 256  # tokens of context in the first bucket of the loss by position; the rest double
 
@@ -63,14 +62,17 @@ class EvalResult:
 
 
 def make_eval_step(
-    config: ModelConfig,
-) -> Callable[[Params, Batch, State | None], tuple[EvalTokens, State | None]]:
-    """The jitted evaluation of one batch, without dropout. It carries memory if it is given one."""
-    graph = model_graph(config)
+    config: ModelConfig, model: ModelFunctions | None = None
+) -> Callable[[Params, Batch, Any], tuple[EvalTokens, Any]]:
+    """The jitted evaluation of one batch, without dropout. It carries memory if it is given one.
 
-    def step(params: Params, batch: Batch, memory: State | None):
-        memory = begin(config, memory, batch)
-        output = nnx.merge(graph, params)(batch.tokens, batch.documents, memory)
+    `model` is MM-Rec unless another language model is given.
+    """
+    model = mmrec(config) if model is None else model
+
+    def step(params: Params, batch: Batch, memory: Any):
+        memory = begin(model, memory, batch)
+        output = model.apply(params, batch.tokens, batch.documents, memory, None)
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
         correct = jnp.argmax(output.logits, axis=-1) == batch.targets
         tokens = EvalTokens(losses * batch.weights, correct * batch.weights)
@@ -80,7 +82,12 @@ def make_eval_step(
 
 
 def evaluate(
-    eval_step, params: Params, text: Split | TextWindows, config: Config, carry_memory: bool
+    eval_step,
+    params: Params,
+    text: Split | TextWindows,
+    config: Config,
+    carry_memory: bool,
+    model: ModelFunctions | None = None,
 ) -> EvalResult:
     """Evaluates every token of a text once, in windows of the training length.
 
@@ -89,11 +96,13 @@ def evaluate(
         params, config: those of the run.
         text: a split, read in `eval_batch_size` lanes, or windows, read in order.
         carry_memory: whether a window starts with the memory of the previous one in its lane.
+        model: that of `eval_step`; None: MM-Rec.
 
     Raises:
         UserError: the windows have nothing to predict.
     """
     start = time.perf_counter()
+    model = mmrec(config.model) if model is None else model
     batches = text
     if isinstance(text, Split):
         batches = every_window(text, config.train.eval_batch_size, config.train.seq_len)
@@ -102,7 +111,7 @@ def evaluate(
         memory = last = None
         for batch in batches:
             if carry_memory and memory is None:
-                memory = init_state(config.model, len(batch.tokens))
+                memory = model.init_state(len(batch.tokens))
             tokens, memory = eval_step(params, batch, memory)
             context, last = _context(batch, last)
             yield tokens, batch.weights, context
@@ -149,5 +158,5 @@ def _context(batch: Batch, last) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarr
 
 def state_bytes(config: Config) -> int:
     """Bytes of the model's state for one text of any length."""
-    state = jax.eval_shape(lambda: init_state(config.model, 1))
+    state = jax.eval_shape(lambda: mmrec(config.model).init_state(1))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
