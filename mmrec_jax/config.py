@@ -8,6 +8,7 @@ made from it.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,7 +17,8 @@ import ml_collections
 from mmrec_jax import knobs
 from mmrec_jax.knobs import Section, above, at_least, between, from_to, knob, one_of, require
 
-SOURCES = ("sample", "text", "jsonl", "python_docs", "tfds", "recall")
+FILE_SOURCES = ("text", "jsonl", "parquet")
+SOURCES = ("sample", *FILE_SOURCES, "python_docs", "tfds", "recall")
 TOKENIZERS = ("char", "byte", "bpe", "word")
 
 
@@ -96,6 +98,11 @@ class ModelConfig(Section):
         """[K] Width of a head."""
         return self.dim // self.num_heads
 
+    @property
+    def seen_tokens(self) -> int:
+        """[S + C + M] The most tokens whose keys and values a head can read."""
+        return self.short_term + self.chunk_len + self.long_term
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
@@ -104,14 +111,47 @@ class DataConfig(Section):
     PREFIX: ClassVar[str] = "data."
 
     source: str = knob(
-        'Kind of corpus: generated sentences ("sample"), files ("text", "jsonl"), Python\'s '
-        'documentation, a TensorFlow dataset ("tfds"), or the recall tasks.',
+        'Kind of corpus: generated sentences ("sample"), files ("text", "jsonl", "parquet"), '
+        'Python\'s documentation, a TensorFlow dataset ("tfds"), or the recall tasks.',
         check=one_of(*SOURCES),
     )
     path: str = knob(
-        'For "text" and "jsonl": a file, a folder, or a glob such as "books/*.txt".', ""
+        'For "text", "jsonl" and "parquet": a file, a folder, a glob such as "books/*.txt", or a '
+        "tar archive, which is read as a folder.",
+        "",
     )
-    field: str = knob('For "jsonl" and "tfds": the field of a document with its text.', "text")
+    mixture: str = knob(
+        "Several such paths instead of data.path, each after its share of the training windows: "
+        '"0.7 books/*.txt, 0.3 code.tar".',
+        "",
+    )
+    validation_path: str = knob(
+        "Path of separate files for the validation split; no fraction of the other files is then "
+        "held out for it.",
+        "",
+    )
+    test_path: str = knob("Path of separate files for the test split, likewise.", "")
+    files: str = knob('Names of the files to read from it, such as "*.c,*.h"; "" for all.', "")
+    exclude: str = knob(
+        'Files and folders to leave out, such as "site-packages,test/bad*.py": a pattern with a '
+        '"/" is that of a path relative to data.path, any other that of a name.',
+        "",
+    )
+    min_file_bytes: int = knob("Size of the smallest files to read.", 0, at_least(0))
+    join: str = knob(
+        'For "text": what a document is, a file or all files of a folder in the order of their '
+        "names.",
+        "file",
+        one_of("file", "folder"),
+    )
+    shuffle_documents: bool = knob(
+        "Whether documents are in an order drawn from their names, so that the splits at the end "
+        "are a fair sample, instead of the order of their names.",
+        False,
+    )
+    field: str = knob(
+        'For "jsonl", "parquet" and "tfds": the field of a document with its text.', "text"
+    )
     tfds_name: str = knob('For "tfds": the dataset, such as "c4/en" or "my_corpus:1.0.0".', "")
     tfds_dir: str = knob('For "tfds": the folder of datasets; "" leaves the choice to TFDS.', "")
     tfds_split: str = knob(
@@ -130,6 +170,11 @@ class DataConfig(Section):
         "Share of the characters held out for the test, at the end of the corpus.",
         0.05,
         from_to(0, 0.5),
+    )
+    count_line_ends: bool = knob(
+        "Whether the perplexity per word counts a line end as a word of its own, as the figures "
+        "published for WikiText do.",
+        False,
     )
     sample_seed: int = knob('For "sample" and "recall": seed of the generated text.', 0)
     sample_chars: int = knob(
@@ -157,11 +202,28 @@ class DataConfig(Section):
             f"data.tokenizer is {self.tokenizer!r} and data.source is {self.source!r}: 'word' and "
             "'recall' go together",
         )
+        of_files = self.source in FILE_SOURCES
         require(
-            self.source not in ("text", "jsonl") or self.path != "",
+            not of_files or self.path != "" or self.mixture != "",
             f"data.source is {self.source!r} but data.path is empty; give a file, a folder or a "
             "glob, such as --config.data.path='books/*.txt'",
         )
+        require(
+            not (of_files and self.path and self.mixture),
+            f"data.path is {self.path!r} and data.mixture is {self.mixture!r}: give one of them",
+        )
+        for name in ("mixture", "validation_path", "test_path"):
+            require(
+                of_files or not getattr(self, name),
+                f"data.{name} is {getattr(self, name)!r} but data.source is {self.source!r}; it "
+                f"needs one of {', '.join(FILE_SOURCES)}",
+            )
+        for weight, path in self.components if self.mixture else ():
+            require(
+                weight > 0 and path != "",
+                f"data.mixture is {self.mixture!r}; it must be weights above 0, each before a "
+                "path, such as '0.7 books/*.txt, 0.3 code.tar'",
+            )
         require(
             self.source != "tfds" or self.tfds_name != "",
             "data.source is 'tfds' but data.tfds_name is empty; give the name of a dataset, such "
@@ -172,6 +234,21 @@ class DataConfig(Section):
             f"data.recall_fewest is {self.recall_fewest}; it must be at most data.recall_pairs, "
             f"{self.recall_pairs}",
         )
+
+    @property
+    def components(self) -> tuple[tuple[float, str], ...]:
+        """Weight and path of each corpus of the mixture, or of `path` alone.
+
+        What is not a weight is 0.
+        """
+        if not self.mixture:
+            return ((1.0, self.path),)
+        components = []
+        for item in self.mixture.split(","):
+            weight, _, path = item.strip().partition(" ")
+            number = re.fullmatch(r"\d*\.?\d+", weight)
+            components.append((float(weight) if number else 0.0, path.strip()))
+        return tuple(components)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -315,6 +392,12 @@ class Config(Section):
         if self.init_from:
             train = dataclasses.replace(self.train, warmup_steps=self.growth.warmup_steps)
             object.__setattr__(self, "train", train)
+        carried = self.train.carry_memory and self.train.carry_windows == 0
+        require(
+            not (self.data.mixture and carried),
+            "train.carry_windows is 0; with data.mixture it must be the number of sequences that a "
+            "row reads from one corpus before it continues in another",
+        )
         require(
             self.train.seq_len % self.model.chunk_len == 0,
             f"train.seq_len {self.train.seq_len} is not a multiple of model.chunk_len "

@@ -37,12 +37,9 @@ class Corpus(NamedTuple):
 
 def split_shares(config: DataConfig) -> tuple[tuple[str, float], ...]:
     """Each split's share of the characters, for a corpus that has no splits of its own."""
-    held_out = config.validation_fraction + config.test_fraction
-    return (
-        ("train", 1 - held_out),
-        ("validation", config.validation_fraction),
-        ("test", config.test_fraction),
-    )
+    validation = 0.0 if config.validation_path else config.validation_fraction
+    test = 0.0 if config.test_path else config.test_fraction
+    return ("train", 1 - validation - test), ("validation", validation), ("test", test)
 
 
 def split_pieces(part: Part, total: int) -> Iterator[tuple[str, Piece]]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrec_jax.config import Config
+from mmrec_jax.config import Config, DataConfig
 from mmrec_jax.data.corpus import HELD_OUT
 from mmrec_jax.data.prepare import prepare
 from mmrec_jax.data.sources import recall
@@ -33,6 +33,8 @@ class Split(NamedTuple):
     num_bytes: int  # UTF-8 bytes of the text to predict
     padding: int = 0  # id of the padding token
     answers: np.ndarray | None = None  # bool [tokens]: which tokens to predict; None: all
+    num_words: int = 0  # of the text to predict; 0: unknown
+    part_tokens: tuple[int, ...] = ()  # tokens of each part of the corpus, in order
 
 
 class Dataset(NamedTuple):
@@ -56,7 +58,7 @@ def load_dataset(config: Config) -> Dataset:
     if config.data.source == "recall":
         return _recall_dataset(config)
     prepared = prepare(config)
-    splits = {name: open_split(prepared, name) for name in prepared.splits}
+    splits = {name: open_split(prepared, name, config.data) for name in prepared.splits}
     digests = " ".join(split.digest for split in prepared.splits.values())
     batch_size, seq_len = config.train.batch_size, config.train.seq_len
     if splits["train"].num_tokens <= batch_size * seq_len:
@@ -66,7 +68,8 @@ def load_dataset(config: Config) -> Dataset:
             "train.batch_size or train.seq_len"
         )
     for name in HELD_OUT:
-        if not splits[name].num_bytes and (name == "validation" or config.data.test_fraction):
+        wanted = name == "validation" or config.data.test_fraction or config.data.test_path
+        if wanted and not splits[name].num_bytes:
             raise UserError(
                 f"the {name} split has no tokens to predict; add text, or raise "
                 f"data.{name}_fraction"
@@ -75,10 +78,17 @@ def load_dataset(config: Config) -> Dataset:
     return Dataset(prepared.tokenizer, **splits, fingerprint=fingerprint, prepared=prepared)
 
 
-def open_split(prepared: Prepared, name: str) -> Split:
+def open_split(prepared: Prepared, name: str, data: DataConfig) -> Split:
     """A split stored in token files."""
-    tokens, counts, _ = prepared.splits[name]
-    return Split(tokens, counts.tokens, counts.num_bytes, prepared.tokenizer.padding)
+    tokens, counts, _, part_tokens = prepared.splits[name]
+    return Split(
+        tokens=tokens,
+        num_tokens=counts.tokens,
+        num_bytes=counts.num_bytes,
+        padding=prepared.tokenizer.padding,
+        num_words=counts.num_words + (counts.num_lines if data.count_line_ends else 0),
+        part_tokens=part_tokens,
+    )
 
 
 def _recall_dataset(config: Config) -> Dataset:

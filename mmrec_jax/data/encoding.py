@@ -81,6 +81,8 @@ def encode_block(tokenizer: Tokenizer, block: list[Piece]) -> Encoded:
         tokens=len(tokens),
         documents=sum(piece.begins for piece in block),
         num_bytes=sum(len(piece.text.encode()) for piece in block),
+        num_words=sum(len(piece.text.split()) for piece in block),
+        num_lines=sum(piece.text.count("\n") for piece in block),
         unknown=0 if tokenizer.unknown is None else int((tokens == tokenizer.unknown).sum()),
     )
     return Encoded(tokens, sum(len(piece.text) for piece in block), counts)

@@ -10,7 +10,6 @@ scans/          the Scan of each corpus, valid until its files change
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import operator
@@ -18,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import filelock
 import numpy as np
@@ -28,8 +26,16 @@ from rich.progress import Progress, TaskID
 from mmrec_jax.config import Config
 from mmrec_jax.data.corpus import SPLITS, Corpus, Piece, split_pieces
 from mmrec_jax.data.encoding import blocks, encoder
+from mmrec_jax.data.scan import Scan, scan_corpus
 from mmrec_jax.data.sources import open_corpus
-from mmrec_jax.data.token_cache import Damaged, Prepared, cache_root, open_prepared, text_digest
+from mmrec_jax.data.token_cache import (
+    VERSION,
+    Damaged,
+    Prepared,
+    cache_root,
+    open_prepared,
+    text_digest,
+)
 from mmrec_jax.data.token_files import TokenCounts, TokenWriter
 from mmrec_jax.data.tokenizers import (
     ByteTokenizer,
@@ -39,17 +45,9 @@ from mmrec_jax.data.tokenizers import (
     load_tokenizer,
 )
 from mmrec_jax.errors import UserError
-from mmrec_jax.files import new_folder, write_text
+from mmrec_jax.files import new_folder
 
-VERSION = 1  # of the file format; files of other versions are not read
 BPE_CHARACTERS = 50_000_000  # most characters to learn merges from, spread over the training split
-
-
-class Scan(NamedTuple):
-    """What one pass over the text of a corpus determines."""
-
-    characters: list[int]  # per part
-    digest: str  # of all text and of where documents begin
 
 
 def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
@@ -62,8 +60,8 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
     root = cache_root()
     with _explaining_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-    scan = _scan(corpus, root, config)
-    folder = root / _name(config, scan)
+    scan = scan_corpus(corpus, root, config.data)
+    folder = root / _name(corpus, scan, config)
     if prepared := _open_or_say(folder, say):
         return prepared
     with _explaining_errors(root), _locked(folder, say):
@@ -112,45 +110,15 @@ def _locked(folder: Path, say: Callable[[str], None]) -> filelock.AcquireReturnP
         return lock.acquire()
 
 
-# --- identifying a corpus ---
-
-
-def _scan(corpus: Corpus, root: Path, config: Config) -> Scan:
-    """Reads the entire corpus, unless that was done since its files last changed."""
-    known = None
-    if corpus.files:
-        names = "source", "field", "tfds_name", "tfds_split"
-        how = {name: getattr(config.data, name) for name in names}
-        stats = [(path, path.stat()) for path in corpus.files]
-        files = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-        known = root / "scans" / f"{text_digest(json.dumps([VERSION, how, files]))}.json"
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return Scan(**json.loads(known.read_text()))
-    digest, characters = hashlib.blake2b(digest_size=16), []
-    for part in corpus.parts:
-        digest.update(b"\xfe")  # UTF-8 contains neither this byte nor 0xff
-        count = 0
-        for text, begins in part.pieces():
-            digest.update((b"\xff" if begins else b"") + text.encode())
-            count += len(text)
-        characters.append(count)
-    scan = Scan(characters, digest.hexdigest())
-    if known:
-        with contextlib.suppress(OSError):  # the corpus is read again next time
-            known.parent.mkdir(exist_ok=True)
-            write_text(known, json.dumps(scan._asdict()))
-    return scan
-
-
-def _name(config: Config, scan: Scan) -> str:
+def _name(corpus: Corpus, scan: Scan, config: Config) -> str:
     data, kind = config.data, config.data.tokenizer
     tokenizer = {"kind": kind}
     if kind.endswith(".json"):
         kind, tokenizer = "file", {"file": load_tokenizer(Path(kind)).to_json()}
     elif kind != "byte":
         tokenizer["vocab_size"] = config.model.vocab_size
-    fractions = data.validation_fraction, data.test_fraction
-    key = text_digest(json.dumps([VERSION, scan.digest, fractions, tokenizer]))
+    shares = [part.shares for part in corpus.parts]
+    key = text_digest(json.dumps([VERSION, scan.digest, shares, tokenizer]))
     return f"{data.source}-{kind}-{key}"
 
 
@@ -224,20 +192,29 @@ def _write_files(
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writers = {name: TokenWriter(folder / name, dtype, tokenizer.document) for name in SPLITS}
     counts = dict.fromkeys(SPLITS, TokenCounts())
+    part_tokens: dict[str, list[int]] = {name: [] for name in SPLITS}
     task = _begin(bar, "writing tokens", scan)
     with encoder(tokenizer, sum(scan.characters)) as encode:
-        pieces = _all_pieces(corpus, scan)
-        for name, of_split in itertools.groupby(pieces, key=operator.itemgetter(0)):
-            for block in encode(blocks(piece for _, piece in of_split)):
-                writers[name].write(block.tokens)
-                counts[name] = TokenCounts(*map(sum, zip(counts[name], block.counts, strict=True)))
-                bar.advance(task, block.characters)
+        for part, characters in zip(corpus.parts, scan.characters, strict=True):
+            before = {name: counts[name].tokens for name in SPLITS}
+            pieces = split_pieces(part, characters)
+            for name, of_split in itertools.groupby(pieces, key=operator.itemgetter(0)):
+                for block in encode(blocks(piece for _, piece in of_split)):
+                    writers[name].write(block.tokens)
+                    counts[name] = counts[name].plus(block.counts)
+                    bar.advance(task, block.characters)
+            for name in SPLITS:
+                part_tokens[name].append(counts[name].tokens - before[name])
     index = {
         "version": VERSION,
         "dtype": dtype.name,
         "tokenizer": text_digest(tokenizer.to_json()),
         "splits": {
-            name: {"counts": counts[name]._asdict(), **writer.close()}
+            name: {
+                "counts": counts[name]._asdict(),
+                "part_tokens": part_tokens[name],
+                **writer.close(),
+            }
             for name, writer in writers.items()
         },
     }

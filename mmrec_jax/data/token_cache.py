@@ -13,6 +13,7 @@ from mmrec_jax.data.token_files import TokenCounts, TokenReader, checksum
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
 from mmrec_jax.files import new_folder
 
+VERSION = 2  # of the file format; corpora prepared in another one are prepared again
 ALWAYS_CHECKED = 2**30  # up to this many bytes of token files, every start computes checksums
 
 
@@ -22,6 +23,7 @@ class PreparedSplit(NamedTuple):
     tokens: TokenReader
     counts: TokenCounts
     digest: str  # of all tokens
+    part_tokens: tuple[int, ...]  # tokens of each part of the corpus, in order
 
 
 class Prepared(NamedTuple):
@@ -63,7 +65,8 @@ def open_prepared(folder: Path, check: bool = False) -> Prepared:
             paths = [folder / file["name"] for file in values["files"]]
             reader = TokenReader(paths, np.dtype(index["dtype"]), tokenizer.document)
             counts = TokenCounts(**values["counts"])
-            splits[name] = PreparedSplit(reader, counts, values["digest"])
+            parts = tuple(values.get("part_tokens", [counts.tokens]))  # older runs do not have it
+            splits[name] = PreparedSplit(reader, counts, values["digest"], parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder} cannot be read ({error})") from error
     return Prepared(folder, tokenizer, splits)

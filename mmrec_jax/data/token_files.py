@@ -27,6 +27,12 @@ class TokenCounts(NamedTuple):
     documents: int = 0
     num_bytes: int = 0  # in UTF-8
     unknown: int = 0  # tokens of characters outside the vocabulary
+    num_words: int = 0  # separated by white space or by the end of a block
+    num_lines: int = 0  # line ends
+
+    def plus(self, other: "TokenCounts") -> "TokenCounts":
+        """The counts of two texts together."""
+        return TokenCounts(*map(sum, zip(self, other, strict=True)))
 
 
 class TokenWriter:

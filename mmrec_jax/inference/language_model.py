@@ -5,8 +5,10 @@ print(lm.generate("The old "))
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +18,10 @@ from mmrec_jax.errors import UserError
 from mmrec_jax.inference.generation import Generator, Sampling, until_stop
 from mmrec_jax.inference.inspection import Inside, look_inside
 from mmrec_jax.inference.sessions import fingerprint, load_session, save_session
+from mmrec_jax.learning.breakdown import Bucket
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
 from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.tables import table_text
 
 
 def load(workdir: str | Path, checkpoint: str = "best") -> "LanguageModel":
@@ -93,8 +97,24 @@ class LanguageModel:
         Raises:
             UserError: the text is empty.
         """
-        windows = TextWindows([text], self.tokenizer, self.config.train.seq_len, "the text")
-        return evaluate(self._eval_step, self.params, windows, self.config, carry_memory=True)
+        return self._evaluate(text, distances=False)
+
+    def _evaluate(self, text: str, distances: bool) -> EvalResult:
+        line_ends, seq_len = self.config.data.count_line_ends, self.config.train.seq_len
+        windows = TextWindows([text], self.tokenizer, seq_len, "the text", line_ends)
+        step, config = self._eval_step, self.config
+        return evaluate(step, self.params, windows, config, carry_memory=True, distances=distances)
+
+    def loss_by_distance(self, text: str) -> "LossByDistance":
+        """The loss of each token of a text by how far back the token last occurred.
+
+        Printing the result shows it as a table.
+
+        Raises:
+            UserError: the text is empty.
+        """
+        breakdown = self._evaluate(text, distances=True).breakdown
+        return LossByDistance(breakdown.buckets("token"), breakdown.buckets("pair"))
 
     def perplexity(self, text: str) -> float:
         """exp of the mean loss of a text in nats per token; see `evaluate`."""
@@ -117,6 +137,28 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """A hash of the parameters, the model's shape and the tokenizer."""
         return fingerprint(self.config.model, self.params, self.tokenizer.to_json())
+
+
+class LossByDistance(NamedTuple):
+    """The loss of a text, read with carried memory, by tokens since something last occurred."""
+
+    token: list[Bucket]  # since the same token
+    pair: list[Bucket]  # since the same token after the same token
+
+    def __repr__(self) -> str:
+        names = dict.fromkeys(of.name for of in sorted((*self.token, *self.pair), key=_never_last))
+        columns = [{bucket.name: bucket for bucket in of} for of in self]
+        rows = []
+        for name in names:
+            found = [buckets.get(name) for buckets in columns]
+            cells = [(f"{of.tokens:,}", f"{of.loss:.4f}") if of else ("0", "-") for of in found]
+            rows.append((name, *cells[0], *cells[1]))
+        heads = ("distance", "same token:\ntokens", "\nloss", "same pair:\ntokens", "\nloss")
+        return table_text(heads, rows)
+
+
+def _never_last(bucket: Bucket) -> float:
+    return math.inf if bucket.first is None else bucket.first
 
 
 class Conversation:

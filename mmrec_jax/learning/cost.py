@@ -81,8 +81,7 @@ def count_flops(config: Config) -> Flops:
     for part, x in _named(model):
         if x.ndim == 2:
             forward[part] += 2 * x.size
-    seen = model.short_term + model.chunk_len + model.long_term
-    forward[_READING] = 4 * model.dim * seen * layers
+    forward[_READING] = 4 * model.dim * model.seen_tokens * layers
     of_uboo = forward.pop(_UBOO, 0)  # computed only in training
     once = sum(forward.values())
 

@@ -14,13 +14,13 @@ import optax
 from jaxtyping import Array, Float
 
 from mmrec_jax.config import Config, ModelConfig
-from mmrec_jax.data.batches import Batch, TextWindows, every_window
+from mmrec_jax.data.batches import Batch, SplitWindows, TextWindows
 from mmrec_jax.data.dataset import Split
+from mmrec_jax.learning.breakdown import Breakdown
+from mmrec_jax.learning.distance import Follower
 from mmrec_jax.learning.step import begin
 from mmrec_jax.model.interface import ModelFunctions, mmrec
 from mmrec_jax.model.params import Params
-
-FIRST_BUCKET = 256  # tokens of context in the first bucket of the loss by position; the rest double
 
 
 class EvalTokens(NamedTuple):
@@ -28,14 +28,6 @@ class EvalTokens(NamedTuple):
 
     loss: Float[Array, "batch T"]  # nats; 0 where nothing is predicted
     correct: Float[Array, "batch T"]  # 1 where the most likely token is correct, else 0
-
-
-class Bucket(NamedTuple):
-    """The tokens with `first` to 2 `first` - 1 tokens of context; in the first bucket, 0 to 255."""
-
-    first: int
-    tokens: int
-    loss: float  # nats per token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +39,35 @@ class EvalResult:
     bits_per_byte: float  # of the UTF-8 text
     tokens: int  # number of predicted tokens
     tokens_per_second: float
-    by_position: tuple[Bucket, ...] = ()
+    breakdown: Breakdown | None = dataclasses.field(default=None, repr=False, compare=False)
+    loss_per_word: float | None = None  # nats; None if the words are not counted
 
     @property
     def perplexity(self) -> float:
         """exp(loss); infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return _exp(self.loss)
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """exp of the total loss divided by the number of words (data.count_line_ends)."""
+        return None if self.loss_per_word is None else _exp(self.loss_per_word)
+
+    @property
+    def byte_perplexity(self) -> float:
+        """exp of the total loss divided by the number of UTF-8 bytes."""
+        return _exp(self.bits_per_byte * math.log(2))
 
     def to_dict(self) -> dict:
-        """The figures of the complete text, without those by position."""
-        values = dataclasses.asdict(self)
-        del values["by_position"]
-        return {**values, "perplexity": self.perplexity}
+        """The figures of the complete text, without their breakdown."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["breakdown"], values["loss_per_word"]
+        for name in ("perplexity", "word_perplexity", "byte_perplexity"):
+            values[name] = getattr(self, name)
+        return values
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def make_eval_step(
@@ -84,9 +93,10 @@ def make_eval_step(
 def evaluate(
     eval_step,
     params: Params,
-    text: Split | TextWindows,
+    text: Split | SplitWindows | TextWindows,
     config: Config,
     carry_memory: bool,
+    distances: bool = False,
     model: ModelFunctions | None = None,
 ) -> EvalResult:
     """Evaluates every token of a text once, in windows of the training length.
@@ -96,6 +106,7 @@ def evaluate(
         params, config: those of the run.
         text: a split, read in `eval_batch_size` lanes, or windows, read in order.
         carry_memory: whether a window starts with the memory of the previous one in its lane.
+        distances: whether the result breaks the loss down by distance too (`distance.Places`).
         model: that of `eval_step`; None: MM-Rec.
 
     Raises:
@@ -103,57 +114,34 @@ def evaluate(
     """
     start = time.perf_counter()
     model = mmrec(config.model) if model is None else model
-    batches = text
     if isinstance(text, Split):
-        batches = every_window(text, config.train.eval_batch_size, config.train.seq_len)
+        text = SplitWindows(text, config.train.eval_batch_size, config.train.seq_len)
 
     def steps():
-        memory = last = None
-        for batch in batches:
+        memory = None
+        for batch in text:
             if carry_memory and memory is None:
                 memory = model.init_state(len(batch.tokens))
             tokens, memory = eval_step(params, batch, memory)
-            context, last = _context(batch, last)
-            yield tokens, batch.weights, context
+            yield tokens, batch
 
+    follower, breakdown, correct = Follower(distances), Breakdown(), 0.0
     # Each step is fetched while the next one runs.
-    in_flight = itertools.pairwise(itertools.chain(steps(), [None]))
-    by_bucket = sum(_sums(*step) for step, _ in in_flight)
+    for (tokens, batch), _ in itertools.pairwise(itertools.chain(steps(), [None])):
+        tokens = jax.device_get(tokens)
+        breakdown.add(batch, tokens.loss, follower.places(batch))
+        correct += tokens.correct.sum(dtype=np.float64)
     seconds = time.perf_counter() - start
-    loss, correct, count = by_bucket.sum(axis=0)
+    loss, count = breakdown.total_loss, breakdown.total_tokens
     return EvalResult(
-        loss=float(loss / count),
+        loss=loss / count,
         accuracy=float(correct / count),
-        bits_per_byte=float(loss / math.log(2) / text.num_bytes),
-        tokens=int(count),
-        tokens_per_second=float(count / seconds),
-        by_position=tuple(
-            Bucket(FIRST_BUCKET << index - 1 if index else 0, int(tokens), float(loss / tokens))
-            for index, (loss, _, tokens) in enumerate(by_bucket)
-            if tokens
-        ),
+        bits_per_byte=loss / math.log(2) / text.num_bytes,
+        loss_per_word=loss / text.num_words if text.num_words else None,
+        tokens=count,
+        tokens_per_second=count / seconds,
+        breakdown=breakdown,
     )
-
-
-def _sums(tokens: EvalTokens, weights, context) -> np.ndarray:
-    """Float64 sums of loss, correct predictions and tokens, by bucket of context, [64, 3]."""
-    bucket = np.frexp(context // FIRST_BUCKET)[1].ravel()  # 0, then 1 + log2
-    columns = (*jax.device_get(tokens), weights)
-    return np.stack(
-        [np.bincount(bucket, x.ravel().astype(np.float64), minlength=64) for x in columns], axis=1
-    )
-
-
-def _context(batch: Batch, last) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """For each token, how many of its document precede it in its lane; and the next `last`."""
-    count, document = (-1, -1) if last is None else last
-    count = np.where(batch.fresh | (batch.documents[:, 0] != document), -1, count)
-    starts = np.diff(batch.documents, axis=1, prepend=batch.documents[:, :1]) != 0
-    index = np.arange(batch.documents.shape[1])
-    start = np.maximum.accumulate(np.where(starts, index, 0), axis=1)
-    begun = np.maximum.accumulate(starts, axis=1)
-    context = np.where(begun, index - start, count[:, None] + 1 + index)
-    return context, (context[:, -1], batch.documents[:, -1])
 
 
 def state_bytes(config: Config) -> int:

@@ -1,33 +1,87 @@
-"""Evaluates a run: tables, eval.json, and a plot of the loss by tokens of context."""
+"""Evaluates a run: tables, eval.json, and plots of the loss by context and by distance."""
 
 import json
 import resource
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from mmrec_jax.config import Config
-from mmrec_jax.data.batches import Batch, TextWindows
-from mmrec_jax.data.dataset import Split
+from mmrec_jax.data.batches import Batch, SplitWindows, TextWindows
 from mmrec_jax.data.sources.text_files import stream_text
 from mmrec_jax.files import write_text
-from mmrec_jax.learning.evaluate import FIRST_BUCKET, evaluate, make_eval_step, state_bytes
+from mmrec_jax.learning.breakdown import DRAWS, FEWEST, Breakdown
+from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step, state_bytes
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.report.plots import draw, plot_positions
-from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.model.params import Params
+from mmrec_jax.report.plots import draw, plot_distances, plot_positions
+from mmrec_jax.runs.workdir import Run, open_run
 from mmrec_jax.tables import print_table
+
+TABLES = {  # kinds of buckets: the title of their table, and the head of its first column
+    "position": ("loss by tokens of context", "context"),
+    "token": ("loss by tokens since the same token last occurred", "distance"),
+    "pair": ("loss by tokens since the same token last occurred after the same token", "distance"),
+}
+
+
+class Subject(NamedTuple):
+    """A checkpoint of a run that is to be evaluated."""
+
+    run: Run
+    checkpoint: str
+    step: int
+    params: Params
+
+    def facts(self) -> dict:
+        """What eval.json says of the model."""
+        return {
+            "workdir": str(self.run.path),
+            "checkpoint": self.checkpoint,
+            "step": self.step,
+            "parameters": sum(x.size for x in jax.tree.leaves(self.params)),
+            "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(self.params)),
+            "state_bytes": state_bytes(self.run.config),
+            "seen_tokens": self.run.config.model.seen_tokens,
+        }
+
+    def evaluate(self, text: SplitWindows | TextWindows, carry_memory: bool) -> EvalResult:
+        """The loss by distance too. Compiling is not timed."""
+        eval_step = make_eval_step(self.run.config.model)
+        shape = text.batch_size, self.run.config.train.seq_len
+        tokens, ones = np.zeros(shape, np.int32), np.ones(shape, np.float32)
+        batch = Batch(tokens, tokens, tokens, ones, np.ones(text.batch_size, bool))
+        memory = init_state(self.run.config.model, text.batch_size) if carry_memory else None
+        jax.block_until_ready(eval_step(self.params, batch, memory))
+        return evaluate(eval_step, self.params, text, self.run.config, carry_memory, distances=True)
+
+
+def read_subject(run: Run, checkpoint: str) -> Subject:
+    """Reads a checkpoint of a run: best, latest, final, or a step.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    step = run.checkpoints.resolve(checkpoint)
+    return Subject(run, checkpoint, step, run.params(step))
+
+
+def text_windows(run: Run, text: Path) -> TextWindows:
+    """A UTF-8 file as one document, read in constant memory."""
+    data, seq_len = run.config.data, run.config.train.seq_len
+    return TextWindows(stream_text(text), run.tokenizer, seq_len, str(text), data.count_line_ends)
 
 
 def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None) -> dict:
-    """Evaluates a checkpoint of a run, prints tables, and writes eval.json and a plot.
+    """Evaluates a checkpoint of a run, prints tables, and writes eval.json and plots.
 
     Args:
         path: the workdir.
         checkpoint: best, latest, final, or a step.
         split_name: validation or test.
-        text: a UTF-8 file to evaluate instead of a split, read in constant memory.
+        text: a UTF-8 file to evaluate instead of a split.
 
     Returns:
         The contents of eval.json.
@@ -35,54 +89,69 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     Raises:
         UserError: the workdir, checkpoint or text is missing, or has nothing to predict.
     """
-    run = open_run(path)
-    step = run.checkpoints.resolve(checkpoint)
-    seq_len = run.config.train.seq_len
+    subject = read_subject(open_run(path), checkpoint)
+    run, train = subject.run, subject.run.config.train
 
-    def source() -> Split | TextWindows:
-        if text is None:
-            return run.split(split_name)
-        return TextWindows(stream_text(text), run.tokenizer, seq_len, str(text))
+    def source() -> SplitWindows | TextWindows:
+        if text is not None:
+            return text_windows(run, text)
+        return SplitWindows(run.split(split_name), train.eval_batch_size, train.seq_len)
 
-    params = run.params(step)
-    eval_step = make_eval_step(run.config.model)
-    batch_size = 1 if text else run.config.train.eval_batch_size
-    _compile(eval_step, params, run.config, batch_size)  # so that compiling is not timed
-    carried, fresh = (
-        evaluate(eval_step, params, source(), run.config, carry) for carry in (True, False)
-    )
-    positions = carried.by_position, fresh.by_position
+    carried, fresh = (subject.evaluate(source(), carry) for carry in (True, False))
     # A text file is read with carried memory; a split, as validation reads it in training.
-    result = carried if text or run.config.train.carry_memory else fresh
+    result = carried if text or train.carry_memory else fresh
     values = {
-        "workdir": str(path),
-        "checkpoint": checkpoint,
-        "step": step,
+        **subject.facts(),
         "text": str(text) if text else f"{split_name} split",
         "carried_memory": result is carried,
         **result.to_dict(),
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(params)),
-        "state_bytes": state_bytes(run.config),
         "peak_memory_bytes": _peak_memory(),
-        "by_position": [
-            {**bucket._asdict(), "loss_not_carried": of_fresh.loss}
-            for bucket, of_fresh in zip(*positions, strict=True)
-        ],
+        "documents": carried.breakdown.documents,
+        "total": _rows(carried.breakdown, fresh.breakdown, "total")[0],
+        **{f"by_{kind}": _rows(carried.breakdown, fresh.breakdown, kind) for kind in TABLES},
     }
     _print_values(values)
-    _print_positions(values["by_position"], seq_len)
+    for kind in TABLES:
+        _print_buckets(values, carried.breakdown, kind, train.seq_len)
+    print(about_intervals(carried.breakdown))
     write_text(path / "eval.json", json.dumps(values, indent=2) + "\n")
-    draw(path / "loss_by_position.png", plot_positions, *positions, seq_len)
+    positions = (of.breakdown.buckets("position") for of in (carried, fresh))
+    draw(path / "loss_by_position.png", plot_positions, *positions, train.seq_len)
+    curves = {f"fresh every {train.seq_len}": fresh.breakdown, "carried": carried.breakdown}
+    reach = {"carried": run.config.model.seen_tokens}
+    draw(path / "loss_by_distance.png", plot_distances, curves, reach)
     return values
 
 
-def _compile(eval_step, params, config: Config, batch_size: int) -> None:
-    shape = (batch_size, config.train.seq_len)
-    tokens, ones = np.zeros(shape, np.int32), np.ones(shape, np.float32)
-    batch = Batch(tokens, tokens, tokens, ones, np.ones(batch_size, bool))
-    for memory in (None, init_state(config.model, batch_size)):
-        jax.block_until_ready(eval_step(params, batch, memory))
+def about_intervals(breakdown: Breakdown) -> str:
+    """A line for below the tables: where their intervals come from, or why there are none."""
+    count = breakdown.documents
+    if count < FEWEST:
+        return f"no intervals: they need {FEWEST} documents to resample; the text has {count}"
+    return (
+        f"intervals: from {DRAWS:,} resamplings of the text's {count:,} documents; "
+        f"-: fewer than {FEWEST} of them have such tokens"
+    )
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """An interval of a difference."""
+    return "-" if interval is None else f"{interval[0]:+z.4f} to {interval[1]:+z.4f}"
+
+
+def _rows(carried: Breakdown, fresh: Breakdown, kind: str) -> list[dict]:
+    """The buckets of a kind for eval.json; the difference is carried minus fresh memory."""
+    three = carried.buckets(kind), fresh.buckets(kind), carried.buckets(kind, minus=fresh)
+    return [
+        {
+            **bucket._asdict(),
+            "loss_not_carried": of_fresh.loss,
+            "interval_not_carried": of_fresh.interval,
+            "difference": difference.loss,
+            "interval_of_difference": difference.interval,
+        }
+        for bucket, of_fresh, difference in zip(*three, strict=True)
+    ]
 
 
 def _peak_memory() -> int:
@@ -95,6 +164,7 @@ def _peak_memory() -> int:
 
 
 def _print_values(values: dict) -> None:
+    word = values["word_perplexity"]
     rows = (
         ("step", f"{values['step']:,}"),
         ("text", values["text"]),
@@ -102,6 +172,8 @@ def _print_values(values: dict) -> None:
         ("memory", "carried" if values["carried_memory"] else "fresh in each window"),
         ("loss (nats per token)", f"{values['loss']:.6f}"),
         ("perplexity", f"{values['perplexity']:.4f}"),
+        ("perplexity per word", "" if word is None else f"{word:,.2f}"),
+        ("perplexity per byte", f"{values['byte_perplexity']:.4f}"),
         ("token accuracy", f"{values['accuracy']:.2%}"),
         ("bits per byte", f"{values['bits_per_byte']:.4f}"),
         ("tokens per second", f"{values['tokens_per_second']:,.0f}"),
@@ -114,12 +186,18 @@ def _print_values(values: dict) -> None:
     print_table(("", ""), rows, framed=True, title=title, show_header=False)
 
 
-def _print_positions(buckets: list[dict], seq_len: int) -> None:
-    names = ("context", "tokens", "carried memory", f"fresh every {seq_len}")
-    rows = []
-    for bucket in buckets:
-        first = bucket["first"]
-        last = 2 * first - 1 if first else FIRST_BUCKET - 1
-        losses = f"{bucket['loss']:.4f}", f"{bucket['loss_not_carried']:.4f}"
-        rows.append((f"{first:,} to {last:,}", f"{bucket['tokens']:,}", *losses))
-    print_table(names, rows, texts=0, framed=True, title="loss by tokens of context")
+def _print_buckets(values: dict, breakdown: Breakdown, kind: str, seq_len: int) -> None:
+    title, head = TABLES[kind]
+    names = (head, "tokens", "carried", f"fresh every {seq_len}", "difference", "95% interval")
+    rows = [
+        (
+            bucket.name,
+            f"{bucket.tokens:,}",
+            f"{row['loss']:.4f}",
+            f"{row['loss_not_carried']:.4f}",
+            f"{row['difference']:+z.4f}",
+            interval_text(row["interval_of_difference"]),
+        )
+        for bucket, row in zip(breakdown.buckets(kind), values[f"by_{kind}"], strict=True)
+    ]
+    print_table(names, rows, texts=0, framed=True, wide=True, title=title)

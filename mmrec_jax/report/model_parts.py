@@ -1,6 +1,5 @@
 """The report's view of the model itself: what it writes and what it remembers."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +7,8 @@ import numpy as np
 
 from mmrec_jax.inference.inspection import look_inside
 from mmrec_jax.inference.language_model import load
-from mmrec_jax.learning.evaluate import Bucket, evaluate, make_eval_step
+from mmrec_jax.learning.breakdown import Breakdown
+from mmrec_jax.learning.evaluate import evaluate, make_eval_step
 from mmrec_jax.runs.workdir import open_run
 
 SAMPLES, SAMPLE_TOKENS, TEMPERATURE = 3, 240, 0.8
@@ -31,7 +31,7 @@ class ModelParts(NamedTuple):
     samples_note: str
     passage: list[Token]
     passage_note: str
-    positions: Sequence[Bucket]  # loss by tokens of context
+    breakdown: Breakdown  # loss by tokens of context and by distance
     half_life: np.ndarray  # tokens, [layers, D]
 
 
@@ -50,6 +50,7 @@ def read_model(path: Path, step: int) -> ModelParts:
         validation._replace(num_tokens=read),
         lm.config,
         carry_memory=True,
+        distances=True,
     )
     tokens, _ = validation.tokens.read(0, min(PASSAGE_TOKENS, validation.num_tokens))
     inside = look_inside(lm.config.model, lm.params, tokens)
@@ -73,6 +74,6 @@ def read_model(path: Path, step: int) -> ModelParts:
             f"{config.long_term} slots that hold a token at the end (darkest: {most:.0%}). "
             "Dotted underline: in short-term memory."
         ),
-        positions=result.by_position,
+        breakdown=result.breakdown,
         half_life=inside.half_life,
     )

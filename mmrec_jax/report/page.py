@@ -15,15 +15,16 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from mmrec_jax.config import Config, flatten
+from mmrec_jax.config import FILE_SOURCES, Config, flatten
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
+from mmrec_jax.learning.breakdown import FEWEST
 from mmrec_jax.learning.cost import count_flops, count_parameters
 from mmrec_jax.report import plots
 from mmrec_jax.report.model_parts import read_model
 from mmrec_jax.report.run_log import RULE, RunLog, gap_rows, judge, read_log, read_status
 from mmrec_jax.runs.checkpoints import Checkpoints
-from mmrec_jax.runs.workdir import has_checkpoints, read_config
+from mmrec_jax.runs.workdir import has_checkpoints, read_config, run_names
 
 MOST_ROWS = 60  # of a table; a longer one shows only its first and last rows
 EPOCHS = {  # columns of the epoch table: a name in metrics.jsonl and how its numbers are shown
@@ -62,8 +63,12 @@ def write_report(path: Path, with_model: bool = True) -> Path:
             parts = read_model(path, steps[-1] if best_step is None else best_step)
         except UserError as error:  # an unreadable checkpoint, splits that were deleted
             note = f"The model could not be shown: {error}."
+    positions = parts.breakdown.buckets("position") if parts else []
     if parts:
-        pictures["positions"] = draw("positions", plots.plot_positions, parts.positions, height=3.0)
+        pictures["positions"] = draw("positions", plots.plot_positions, positions, height=3.0)
+        curve, reach = {"carried memory": parts.breakdown}, config.model.seen_tokens
+        reaches = dict.fromkeys(curve, reach)
+        pictures["distances"] = draw("distances", plots.plot_distances, curve, reaches, height=3.4)
         half_life = parts.half_life
         pictures["half_lives"] = draw("half_lives", plots.plot_half_lives, half_life, height=3.2)
     return _write_page(
@@ -79,8 +84,9 @@ def write_report(path: Path, with_model: bool = True) -> Path:
         gaps=_table(GAPS, [(*row, row.gap) for row in gaps]),
         epochs=_table(EPOCHS, [[line[name] for name in EPOCHS] for line in log.epochs]),
         checkpoints=_checkpoint_table(path, log, steps, best_step, finished),
-        positions=_table(POSITIONS, parts.positions if parts else []),
+        positions=_table(POSITIONS, [(of.first, of.tokens, of.loss) for of in positions]),
         parts=parts,
+        fewest=FEWEST,
         note=note,
         pictures=pictures,
         what=_what(path, config),
@@ -96,9 +102,7 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
         UserError: a folder is not a workdir, no run has recorded a step, or the folder of the
             output cannot be written to.
     """
-    names = [path.resolve().name for path in paths]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
+    names = run_names(paths)
     configs, logs = [read_config(path) for path in paths], [read_log(path) for path in paths]
     if not any(len(log.train["step"]) for log in logs):
         raise UserError("none of these runs has recorded a step yet")
@@ -157,7 +161,7 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
 def _what(path: Path, config: Config) -> list[tuple[str, str]]:
     """Corpus and tokenizer of a run, and its source if it was grown."""
     data = config.data
-    which = {"text": data.path, "jsonl": data.path, "tfds": data.tfds_name}
+    which = {**dict.fromkeys(FILE_SOURCES, data.mixture or data.path), "tfds": data.tfds_name}
     rows = [("corpus", f"{data.source} {which.get(data.source, '')}".strip())]
     try:
         tokens = json.loads((path / "data.json").read_text())["tokens"]

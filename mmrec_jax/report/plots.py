@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmrec_jax.data.sources.recall import TASKS, chance
-from mmrec_jax.learning.evaluate import Bucket
+from mmrec_jax.learning.breakdown import Breakdown, Bucket
 from mmrec_jax.report.run_log import RunLog
 
 BINS = 800  # of a curve: with more steps, the mean and range of each bin are drawn
@@ -211,6 +211,79 @@ def plot_positions(
         axes.plot(names, losses, "s--", label=f"fresh memory every {seq_len} tokens")
         axes.legend()
     axes.set(xlabel="tokens of context (bucket start)", ylabel="loss (nats per token)")
+
+
+def plot_distances(
+    figure: Figure, curves: dict[str, Breakdown], reaches: dict[str, int | None]
+) -> None:
+    """Plots the loss by distance to the last occurrence of the token, and of the pair.
+
+    Below it, if there are several curves: how each differs from the first. Buckets of fewer than
+    100 tokens are left out.
+
+    Args:
+        curves: what each model loses, by name. Its intervals are shaded.
+        reaches: the distance of a vertical line in the color of a name; None: no line.
+    """
+    first, *others = curves.values()
+    stacked = not others and figure.get_figwidth() < 6
+    if others or stacked:
+        figure.set_figheight(1.6 * figure.get_figheight())
+    titles = {"token": "the same token", "pair": "the same token after the same token"}
+    rows, columns = (2, 1) if stacked else (2, 2) if others else (1, 2)
+    panels = figure.subplots(rows, columns, sharex=True, sharey="row", squeeze=False)
+    panels = panels.T if stacked else panels  # a row of losses, and one of differences
+    for of_kind, (kind, title) in zip(panels.T, titles.items(), strict=True):
+        of_kind[0].set_title(title, loc="left", fontsize=10)
+        if not stacked or kind == "pair":
+            of_kind[-1].set_xlabel("tokens since it last occurred")
+        if stacked or kind == "token":
+            of_kind[0].set_ylabel("loss (nats per token)")
+        for index, (name, breakdown) in enumerate(curves.items()):
+            style = {"color": f"C{index % 6}", "marker": _MARKERS[index % len(_MARKERS)]}
+            _plot_buckets(of_kind[0], breakdown.buckets(kind), name, style)
+            if index:
+                _plot_buckets(of_kind[1], breakdown.buckets(kind, minus=first), name, style)
+            for axes in of_kind if reaches.get(name) else ():
+                axes.axvline(np.log2(reaches[name]), color=style["color"], linestyle=":")
+    buckets = [of for kind in titles for of in first.buckets(kind) if of.tokens >= FEWEST]
+    right = int(np.log2(max((of.last or 1 for of in buckets), default=1))) + 1
+    panels[0, 0].set_xlim(NEVER - 0.7, right + 0.2)
+    panels[0, 0].set_xticks([NEVER, *range(0, right + 1, -(-right // 7))])
+    panels[0, 0].xaxis.set_major_formatter(_shortened_power)
+    if others:
+        panels[1, 0].set_ylabel(f"difference to {next(iter(curves))}")
+        for axes in panels[1]:
+            axes.axhline(0, color="C0", linewidth=1)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    if any(reaches.values()):
+        handles.append(plt.Line2D([], [], color="gray", linestyle=":"))
+        labels.append("S + C + M")
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+
+
+FEWEST = 100  # tokens in a bucket that is plotted by distance
+NEVER = -1.5  # where the loss of tokens that have not occurred before is plotted
+
+
+def _plot_buckets(axes: Axes, buckets: Sequence[Bucket], name: str, style: dict) -> None:
+    """Plots losses at the middle of their buckets, on an axis of log2, or alone at NEVER."""
+    buckets = [bucket for bucket in buckets if bucket.tokens >= FEWEST]
+    known = [bucket for bucket in buckets if bucket.first is not None]
+    never = [bucket for bucket in buckets if bucket.first is None]
+    for part, label in ((known, name), (never, "")):
+        places = [NEVER if of.first is None else np.log2(of.first) + 0.5 for of in part]
+        axes.plot(places, [of.loss for of in part], label=label or None, markersize=4, **style)
+        low, high = np.array([of.interval or (np.nan, np.nan) for of in part]).reshape(-1, 2).T
+        if part is known:
+            axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
+        else:
+            axes.vlines(places, low, high, color=style["color"], alpha=0.4, linewidth=3)
+
+
+@matplotlib.ticker.FuncFormatter
+def _shortened_power(value, _):
+    return "never" if value == NEVER else shorten(2**value, kilo=1024)
 
 
 def plot_half_lives(figure: Figure, half_life: np.ndarray) -> None:

@@ -6,7 +6,7 @@ checkpoints/  metrics.jsonl  tensorboard/  report.html  report/  eval.json  trai
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,10 +53,16 @@ class Run(NamedTuple):
             raise UserError(
                 f"{damage}; to restore it, run the same train.py command on the same text"
             ) from damage
-        split = open_split(prepared, name)
+        split = open_split(prepared, name, self.config.data)
         if not split.num_bytes:
             raise UserError(f"the {name} split of {self.path} is empty (data.{name}_fraction)")
         return split
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """Short names for workdirs: those of their folders, or the complete paths if two are equal."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def open_run(path: Path) -> Run:

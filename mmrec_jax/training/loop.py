@@ -125,9 +125,8 @@ def _hooks(run: Run, journal: Journal) -> list[Hook]:
 
     def evaluation(state: TrainState) -> EvalResult:
         validation = run.dataset.validation
-        return evaluate(
-            eval_step, state.params, validation, run.config, train.carry_memory, run.model
-        )
+        carry = train.carry_memory
+        return evaluate(eval_step, state.params, validation, run.config, carry, model=run.model)
 
     numbers = hooks.FetchNumbers()
     return [

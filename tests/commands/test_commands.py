@@ -80,9 +80,9 @@ def test_a_variant_that_a_config_file_does_not_have(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_workdirs_are_for_suites():
-    line = one_error_line(run("eval.py", "--workdir=a", "--workdir=b"))
-    assert line == "error: --workdir may be given several times only with --suite"
+def test_a_run_is_not_compared_with_itself():
+    line = one_error_line(run("eval.py", "--workdir=a", "--workdir=./a"))
+    assert line == "error: --workdir names the same run twice; name different runs"
 
 
 # --- the same within the test process ---

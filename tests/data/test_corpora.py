@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import lzma
 import multiprocessing
 import pydoc_data.topics
 
@@ -139,13 +140,15 @@ def test_files_are_documents_in_the_order_of_their_names(tmp_path):
 def compressed(data: bytes, suffix: str) -> bytes:
     if suffix == ".gz":  # two members, as `cat a.gz b.gz` makes them
         return gzip.compress(data[:1000]) + gzip.compress(data[1000:])
+    if suffix == ".xz":
+        return lzma.compress(data[:1000]) + lzma.compress(data[1000:])
     if suffix == ".zst":
         compress = zstandard.ZstdCompressor().compress
         return compress(data[:1000]) + compress(data[1000:])
     return data
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
 def test_compressed_files_yield_what_is_in_them(tmp_path, suffix):
     text = "ağaç 🙂 line\r\n" * 200_000  # more than one block
     path = tmp_path / f"a.txt{suffix}"
@@ -275,9 +278,12 @@ def test_one_enormous_line_is_read_in_blocks(tmp_path):
 
 def test_counts_of_a_block():
     tokenizer = CharTokenizer(sorted("abş"))
-    block = encode_block(tokenizer, [Piece("aşx", begins=True), Piece("€b", begins=False)])
-    assert block.tokens.tolist() == [1, 3, 5, 2, 2, 4]
-    assert block[1:] == (5, (6, 1, 1 + 2 + 1 + 3 + 1, 2))
+    pieces = [Piece("aş x\n", begins=True), Piece("\n€b b", begins=False)]
+    block = encode_block(tokenizer, pieces)
+    assert block.tokens.tolist() == [1, 3, 5, 2, 2, 2, 2, 2, 4, 2, 4]
+    expected = {"tokens": 11, "documents": 1, "unknown": 6, "num_words": 4, "num_lines": 2}
+    expected["num_bytes"] = len("aş x\n\n€b b".encode())
+    assert (block.characters, block.counts._asdict()) == (10, expected)
 
 
 def test_several_processes_encode_as_one_does(monkeypatch):

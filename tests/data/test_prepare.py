@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from mmrec_jax.data import token_cache, token_files
 from mmrec_jax.data.corpus import SPLITS
+from mmrec_jax.data.dataset import load_dataset
 from mmrec_jax.data.prepare import prepare
 from mmrec_jax.data.sources.sample import sample_texts
 from mmrec_jax.data.token_cache import copy_splits, open_prepared
@@ -123,6 +124,16 @@ def test_unknown_characters_are_counted(cache, tmp_path):
     corpus, _ = prepared(text_config(tmp_path / "a.txt"))
     assert corpus.tokenizer.characters == tuple("abcd")
     assert [corpus.splits[name].counts.unknown for name in SPLITS] == [0, 0, 2]
+
+
+def test_words_are_counted_with_or_without_line_ends(cache, tmp_path):
+    (tmp_path / "a.txt").write_text("abcd ef\n" * 500)
+    (tmp_path / "held.txt").write_text(" = A title = \n \n The first , and\tlast line .\n")
+    held_out = {"data__validation_path": str(tmp_path / "held.txt")}
+    for count_line_ends, words in ((False, 4 + 7), (True, 4 + 7 + 3)):
+        values = {**held_out, "data__count_line_ends": count_line_ends}
+        dataset = load_dataset(text_config(tmp_path / "a.txt", **values))
+        assert dataset.validation.num_words == words
 
 
 # --- the cache ---
@@ -236,6 +247,18 @@ def test_held_out_splits_are_copied_completely(cache, text_file, tmp_path):
         text = copy.tokenizer.decode(copy.splits[name].tokens.read(0, count)[0])
         assert text in TEXT
         assert len(text) == round(0.05 * len(TEXT)) == count - 1
+
+
+def test_the_splits_of_an_older_run_can_still_be_read(cache, text_file, tmp_path):
+    corpus, _ = prepared(text_config(text_file))
+    copy_splits(corpus, ("validation",), tmp_path / "data")
+    index = json.loads((tmp_path / "data/index.json").read_text())
+    split = index["splits"]["validation"]
+    del split["part_tokens"], split["counts"]["num_words"], split["counts"]["num_lines"]
+    (tmp_path / "data/index.json").write_text(json.dumps(index))
+    old = open_prepared(tmp_path / "data", check=True).splits["validation"]
+    assert old.counts.tokens == corpus.splits["validation"].counts.tokens
+    assert (old.counts.num_words, old.part_tokens) == (0, (old.counts.tokens,))
 
 
 # --- processes ---
@@ -374,7 +397,7 @@ def read_only_cache(monkeypatch):
 def test_a_read_only_cache_is_read_and_not_written(read_only_cache, as_nobody):
     corpus, said = prepared(config())
     assert (corpus.folder.parent, said) == (read_only_cache, [])
-    other = config(data__validation_fraction=0.1)
+    other = config(data__sample_chars=3000)
     with pytest.raises(UserError, match=r"cache .* cannot be written: Permission denied; .*CACHE"):
         prepare(dataclasses.replace(other))
 

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -20,6 +23,10 @@ def files(folder):
     (folder / "plays.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     lines = "".join(json.dumps({"body": line}) + "\n" for line in TEXT.splitlines())
     (folder / "lines.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    table = pa.table({"body": TEXT.splitlines(keepends=True)})
+    pq.write_table(table, folder / "rows.parquet")
+    with tarfile.open(folder / "plays.tar.xz", "w:xz") as archive:
+        archive.add(folder / "plays.txt.gz", "plays/1.txt.gz")
     tokenizer = SubwordTokenizer.train(TEXT.splitlines(keepends=True), 280)
     tokens = json.loads(tokenizer.to_json())["tokenizer"]
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
@@ -32,13 +39,21 @@ def files(folder):
         pytest.param("text", "byte", {"path": "plays.txt.gz"}, marks=pytest.mark.slow),
         ("jsonl", "bpe", {"path": "lines.jsonl.zst", "field": "body"}),
         pytest.param("python_docs", "bpe", {"test_fraction": 0.0}, marks=pytest.mark.slow),
-        ("text", "tokenizer.json", {"path": "."}),
+        pytest.param("parquet", "char", {"path": ".", "field": "body"}, marks=pytest.mark.slow),
+        pytest.param("text", "byte", {"path": "plays.tar.xz"}, marks=pytest.mark.slow),
+        pytest.param(
+            "text",
+            "byte",
+            {"mixture": "0.3 FOLDER/plays.tar.xz, 0.7 FOLDER/plays.txt.gz"},
+            marks=pytest.mark.slow,
+        ),
+        ("text", "tokenizer.json", {"path": ".", "exclude": "lines.*,rows.*,plays.tar.xz"}),
     ],
 )
 def test_twenty_steps(tmp_path, source, tokenizer, values):
     files(tmp_path)
-    if source == "text" and tokenizer == "tokenizer.json":
-        (tmp_path / "lines.jsonl.zst").rename(tmp_path / ".hidden")
+    if "mixture" in values:
+        values = {"mixture": values["mixture"].replace("FOLDER", str(tmp_path))}
     if "path" in values:
         values = {**values, "path": str(tmp_path / values["path"])}
     if tokenizer.endswith(".json"):

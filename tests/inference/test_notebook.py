@@ -29,6 +29,9 @@ def test_every_cell_runs_and_draws_its_pictures(trained_run, tmp_path, monkeypat
     assert len(pictures) == 2
     assert all(picture.std() > 0.05 for picture in pictures)  # not blank
     assert "tokens read" in "".join(output.get("text", "") for output in outputs)
+    results = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert "distance" in results
+    assert "never before" in results
 
 
 def test_kept_tokens_are_framed_and_the_salient_ones_darker(tmp_path):

@@ -83,10 +83,10 @@ def test_the_page_shows_what_was_logged(finished):
     best = min(line["loss"] for line in read_metrics(finished, "evaluation"))
     assert f"<dd>{best:.4f}</dd>" in page
     assert "Finished: all epochs done." in page
-    for picture in ("loss", "series", "positions", "half_lives"):
+    for picture in ("loss", "series", "positions", "distances", "half_lives"):
         for name in (f"{picture}.png", f"{picture}-dark.png", f"{picture}-dark-narrow.png"):
             assert (finished / "report" / name).stat().st_size > 5_000
-    assert page.count("data:image/png;base64,") == 16
+    assert page.count("data:image/png;base64,") == 20
 
 
 def test_corpus_text_is_escaped(finished):
@@ -117,11 +117,11 @@ def test_a_browser_displays_the_complete_page(finished, scheme, width):
         images = page.evaluate(
             "[...document.images].map(i => [i.complete && i.naturalWidth, i.currentSrc])"
         )
-        assert len(images) == 4
+        assert len(images) == 5
         assert all(image_width > 500 for image_width, _ in images)
         in_file = (finished / "report.html").read_text()
         wide = width > 640
-        assert len({source for _, source in images}) == 4
+        assert len({source for _, source in images}) == 5
         assert all(in_file.count(source) == 1 for _, source in images)
         assert all((image_width > 760) == wide for image_width, _ in images)
         assert page.evaluate("window.hacked") is None

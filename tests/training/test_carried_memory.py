@@ -232,7 +232,10 @@ def buckets(split, lanes, seq_len, values):
 
 
 def check_buckets(result, expected):
-    found = {bucket.first: (bucket.tokens, bucket.loss) for bucket in result.by_position}
+    found = {
+        bucket.first: (bucket.tokens, bucket.loss)
+        for bucket in result.breakdown.buckets("position")
+    }
     assert list(found) == list(expected)
     for first, values in expected.items():
         assert found[first] == pytest.approx(values, rel=1e-5)

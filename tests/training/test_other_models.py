@@ -86,7 +86,7 @@ def test_a_run_of_another_model_is_trained_evaluated_and_kept(tmp_path):
             loss, count = loss - (batch.weights * np.log(chosen)).sum(), count + batch.weights.sum()
             last = batch.tokens[:, -1]
         losses[carry] = loss / count
-        result = evaluate(make_eval_step(cfg.model, model), params, split, cfg, carry, model)
+        result = evaluate(make_eval_step(cfg.model, model), params, split, cfg, carry, model=model)
         assert result.loss == pytest.approx(losses[carry], abs=1e-5)
     logged = read_metrics(tmp_path / "run", "evaluation")[-1]["loss"]
     assert logged == pytest.approx(losses[False], abs=1e-5)

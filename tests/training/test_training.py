@@ -1,6 +1,7 @@
 """Complete runs of a small model, and the files in their workdir."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -181,6 +182,9 @@ def test_evaluation_agrees_with_the_log_and_with_numpy(finished):
     bits = losses.sum() / math.log(2)
     assert values["bits_per_byte"] == pytest.approx(bits / num_bytes, rel=1e-5)
     assert values["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-5)
+    per_byte, per_word = (losses.sum() / n for n in (num_bytes, len(" ".join(documents).split())))
+    assert values["byte_perplexity"] == pytest.approx(math.exp(per_byte), rel=1e-5)
+    assert values["word_perplexity"] == pytest.approx(math.exp(per_word), rel=1e-4)
 
 
 def test_a_text_file_is_read_as_one_text_of_any_length(finished, tmp_path):
@@ -203,11 +207,25 @@ def test_a_text_file_is_read_as_one_text_of_any_length(finished, tmp_path):
     assert values["bits_per_byte"] == pytest.approx(
         losses.sum() / math.log(2) / num_bytes, rel=1e-5
     )
+    per_word = losses.sum() / len(text.split())
+    assert values["word_perplexity"] == pytest.approx(math.exp(per_word), rel=1e-4)
     buckets = values["by_position"]
     assert [bucket["first"] for bucket in buckets] == [0, 256, 512]
     assert [bucket["tokens"] for bucket in buckets] == [256, 256, 491]
     for bucket, part in zip(buckets, np.split(losses, [256, 512]), strict=True):
         assert bucket["loss"] == pytest.approx(part.mean(), rel=1e-5)
+    pairs = list(itertools.pairwise(tokens))
+    for kind, keys in (("by_token", list(tokens)), ("by_pair", [None, *pairs])):
+        expected = {}
+        for target in range(1, len(tokens)):
+            earlier = [p for p in range(target) if keys[p] == keys[target]]
+            first = 2 ** int(math.log2(target - earlier[-1])) if earlier else None
+            expected.setdefault(first, []).append(losses[target - 1])
+        found = {bucket["first"]: bucket for bucket in values[kind]}
+        assert set(found) == set(expected)
+        for first, part in expected.items():
+            assert found[first]["tokens"] == len(part)
+            assert found[first]["loss"] == pytest.approx(np.mean(part), rel=1e-4)
 
 
 def test_an_empty_text_has_nothing_to_predict(finished, tmp_path):

@@ -5,7 +5,7 @@ A source yields documents in pieces (data/corpus.py) and does not depend on toke
 
 import importlib
 
-from mmrec_jax.config import DataConfig
+from mmrec_jax.config import FILE_SOURCES, DataConfig
 from mmrec_jax.data.corpus import Corpus
 
 
@@ -15,6 +15,6 @@ def open_corpus(config: DataConfig) -> Corpus:
     Raises:
         UserError: the file or dataset does not exist. Errors in a file are found when it is read.
     """
-    module = "text_files" if config.source in ("text", "jsonl") else config.source
+    module = "text_files" if config.source in FILE_SOURCES else config.source
     # Imported only on demand: TFDS takes seconds.
     return importlib.import_module(f"{__name__}.{module}").open_corpus(config)

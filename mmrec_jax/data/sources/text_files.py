@@ -1,19 +1,17 @@
-"""Files of text or JSON lines, plain or compressed (.gz, .zst), read in constant memory."""
+"""Files of text or JSON lines, plain, compressed or in archives, read in constant memory."""
 
 import codecs
+import contextlib
 import functools
-import glob
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-
-import zstandard
+from pathlib import Path, PurePosixPath
 
 from mmrec_jax.config import DataConfig
 from mmrec_jax.data.corpus import Corpus, Part, Piece, split_shares
+from mmrec_jax.data.sources.compression import decompressed, reading
+from mmrec_jax.data.sources.file_tree import File, FileTree
 from mmrec_jax.errors import UserError
 
 BLOCK = 2**20  # bytes per read
@@ -21,47 +19,51 @@ LONGEST_LINE = 2**28  # most bytes of a JSON line
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The files of `data.path`, with one document per file ("text") or per line ("jsonl").
+    """The files of `data.path`, or of each corpus of `data.mixture`, then separate held-out files.
+
+    A document is a file or a folder ("text"), a line ("jsonl") or a row ("parquet").
 
     Raises:
         UserError: no file matches.
     """
-    files = _matching_files(config.path, config.source)
-
-    def pieces() -> Iterator[Piece]:
-        for path in files:
-            if config.source == "text":
-                yield from read_text(path)
-            else:
-                yield from read_jsonl(path, config.field)
-
-    return Corpus((Part(pieces, split_shares(config)),), tuple(files))
-
-
-def _matching_files(pattern: str, source: str) -> list[Path]:
-    """The files of a file name, a glob, or a folder with everything in it, sorted by name."""
-    folder = Path(pattern)
-    found = folder.rglob("*") if folder.is_dir() else map(Path, glob.glob(pattern, recursive=True))
-    files = sorted(path for path in found if path.is_file() and not path.name.startswith("."))
-    if folder.is_dir() and source == "jsonl":
-        files = [path for path in files if {".jsonl", ".json"} & set(path.suffixes)]
-    if not files:
-        raise UserError(f"data.path {pattern!r} matches no files (relative to {Path.cwd()})")
-    return files
+    paths = [(path, split_shares(config)) for _, path in config.components]
+    for name, path in (("validation", config.validation_path), ("test", config.test_path)):
+        if path:
+            paths.append((path, ((name, 1.0),)))
+    trees = [FileTree(path, config) for path, _ in paths]
+    parts = (
+        Part(functools.partial(_pieces, tree, config), shares)
+        for tree, (_, shares) in zip(trees, paths, strict=True)
+    )
+    return Corpus(tuple(parts), tuple(file for tree in trees for file in tree.paths))
 
 
-def read_text(path: Path) -> Iterator[Piece]:
-    """A file as one document, in pieces.
+def _pieces(tree: FileTree, config: DataConfig) -> Iterator[Piece]:
+    for file, begins in tree:
+        match config.source:
+            case "text":
+                yield from read_text(file, begins)
+            case "jsonl":
+                yield from read_jsonl(file, config.field)
+            case "parquet":
+                # Imported only on demand, because it takes long.
+                from mmrec_jax.data.sources.parquet import read_parquet
+
+                yield from read_parquet(file, config.field)
+
+
+def read_text(file: File, begins: bool = True) -> Iterator[Piece]:
+    """A file as a document, or as the continuation of one, in pieces.
 
     Raises:
-        UserError: the file is missing, unreadable, empty, binary or not UTF-8.
+        UserError: the file is unreadable, empty, binary or not UTF-8.
     """
-    begins = True
-    for text in stream_text(path):
-        yield Piece(text, begins)
-        begins = False
-    if begins:
-        raise UserError(f"{path} is empty; leave it out of data.path")
+    empty = True
+    for text in _decoded(file, BLOCK):
+        yield Piece(text, begins and empty)
+        empty = False
+    if empty:
+        raise UserError(f"{file.where} is empty; leave it out with data.exclude")
 
 
 def stream_text(path: Path, block: int = BLOCK) -> Iterator[str]:
@@ -70,25 +72,31 @@ def stream_text(path: Path, block: int = BLOCK) -> Iterator[str]:
     Raises:
         UserError: the file is missing, unreadable, binary or not UTF-8.
     """
+    file = File(PurePosixPath(path.name), str(path), functools.partial(path.open, "rb"))
+    return _decoded(file, block)
+
+
+def _decoded(source: File, block: int) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     position, lines, first = 0, 1, True
-    with _opened(path) as file:
+    with _opened(source) as file:
         while True:
-            data = _read(path, file.read, block)
+            data = _read(source, file.read, block)
             held = len(decoder.getstate()[0])
             if (zero := data.find(b"\0")) >= 0:
                 raise UserError(
-                    f"{path} is a binary file, or not UTF-8 text: byte {position + zero} is zero; "
-                    "convert it to UTF-8 text or leave it out of data.path"
+                    f"{source.where} is a binary file, or not UTF-8 text: byte {position + zero} "
+                    "is zero; convert it to UTF-8 text, or leave it out with data.exclude"
                 )
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
                 whole = error.object  # begins with bytes held back from the previous block
                 raise UserError(
-                    f"{path} is not UTF-8 text: byte {position - held + error.start} (line "
-                    f"{lines + whole[: error.start].count(10)}) is 0x{whole[error.start]:02x}; "
-                    "convert the file to UTF-8"
+                    f"{source.where} is not UTF-8 text: byte {position - held + error.start} "
+                    f"(line {lines + whole[: error.start].count(10)}) is "
+                    f"0x{whole[error.start]:02x}; convert it to UTF-8, or leave it out with "
+                    "data.exclude"
                 ) from error
             if text and first:
                 text, first = text.removeprefix("\N{BYTE ORDER MARK}"), False
@@ -100,21 +108,21 @@ def stream_text(path: Path, block: int = BLOCK) -> Iterator[str]:
             position += len(data)
 
 
-def read_jsonl(path: Path, field: str) -> Iterator[Piece]:
+def read_jsonl(source: File, field: str) -> Iterator[Piece]:
     """One document per line of a file: the string in one field of a JSON object.
 
     Raises:
-        UserError: a line is not such an object, or the file is missing, unreadable or empty.
+        UserError: a line is not such an object, or the file is unreadable or empty.
     """
     empty = True
-    with _opened(path) as file:
-        lines = iter(functools.partial(_read, path, file.readline, LONGEST_LINE), b"")
+    with _opened(source) as file:
+        lines = iter(functools.partial(_read, source, file.readline, LONGEST_LINE), b"")
         for number, line in enumerate(lines, start=1):
-            if text := _field_of(line, field, f"{path} line {number}"):
+            if text := _field_of(line, field, f"{source.where} line {number}"):
                 empty = False
                 yield Piece(text, begins=True)
     if empty:
-        raise UserError(f"{path} has no text in field {field!r} of any line")
+        raise UserError(f"{source.where} has no text in field {field!r} of any line")
 
 
 def _field_of(line: bytes, field: str, where: str) -> str:
@@ -143,48 +151,15 @@ def _field_of(line: bytes, field: str, where: str) -> str:
     return text
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
-    try:
-        if path.suffix == ".gz":
-            return gzip.open(path)
-        if path.suffix == ".zst":
-            return io.BufferedReader(_ZstdFile(path.open("rb")))
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+@contextlib.contextmanager
+def _opened(file: File) -> Iterator[io.BufferedIOBase]:
+    with contextlib.ExitStack() as stack:
+        with reading(file.where):
+            stored = stack.enter_context(file.open())
+            content = stack.enter_context(decompressed(stored, file.name))
+        yield content
 
 
-def _read(path: Path, read: Callable[[int], bytes], most: int) -> bytes:
-    try:
+def _read(file: File, read: Callable[[int], bytes], most: int) -> bytes:
+    with reading(file.where):
         return read(most)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
-class _ZstdFile(io.RawIOBase):
-    """Reads zstd frames. The library's own reader takes a truncated file for a complete one."""
-
-    def __init__(self, file: io.BufferedIOBase):
-        self._file, self._frame, self._data = file, None, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._data:
-            rest = self._frame.unused_data if self._frame else b""
-            compressed = rest or self._file.read(BLOCK)
-            if not compressed:
-                if self._frame and not self._frame.eof:
-                    raise EOFError("the compressed file is truncated")
-                return 0
-            if self._frame is None or self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._data = self._frame.decompress(compressed)
-        count = min(len(buffer), len(self._data))
-        buffer[:count], self._data = self._data[:count], self._data[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

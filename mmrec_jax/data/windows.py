@@ -1,0 +1,75 @@
+"""Windows of a split as a batch, the share of it that each host reads, and random orders."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from mmrec_jax.data.dataset import Split
+from mmrec_jax.errors import UserError
+
+
+class Batch(NamedTuple):
+    """Sequences to read, and the token that follows each of their tokens.
+
+    All arrays are [batch, time], except `fresh`, which is [batch].
+    """
+
+    tokens: np.ndarray  # int32
+    documents: np.ndarray  # int32, the document number of each token
+    targets: np.ndarray  # int32, the next tokens
+    weights: np.ndarray  # float32: 1 where the target is to be predicted, else 0
+    fresh: np.ndarray  # bool: false where the sequence continues that of the previous batch
+
+
+class Host(NamedTuple):
+    """The share of each batch that this process reads."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> range:
+        """The rows of a batch that this host reads.
+
+        Raises:
+            UserError: the batch cannot be divided evenly among the hosts.
+        """
+        if batch_size % self.count:
+            raise UserError(
+                f"train.batch_size {batch_size} is not divisible by the {self.count} hosts"
+            )
+        share = batch_size // self.count
+        return range(self.index * share, (self.index + 1) * share)
+
+
+ALONE = Host()
+
+
+def shuffled(count: int, *seeds: int) -> grain.MapDataset:
+    """The numbers below `count` in a random order, computed without an array of them."""
+    (seed,) = np.random.SeedSequence(seeds).generate_state(1)
+    return grain.MapDataset.range(count).shuffle(seed=int(seed))
+
+
+def windows(split: Split, starts: Sequence[int], seq_len: int, fresh: bool) -> Batch:
+    """The windows that start at given tokens; positions past the end of the split are padding."""
+    shape = len(starts), seq_len + 1
+    tokens, documents = np.full(shape, split.padding, np.int32), np.zeros(shape, np.int32)
+    known = np.zeros(shape, bool)
+    for row, start in enumerate(starts):
+        stop = min(start + seq_len + 1, split.num_tokens)
+        if start >= stop:
+            continue
+        here = slice(stop - start)
+        tokens[row, here], documents[row, here] = split.tokens.read(start, stop)
+        documents[row, stop - start :] = documents[row, stop - start - 1]
+        known[row, here] = True if split.answers is None else split.answers[start:stop]
+    known[:, 1:] &= documents[:, 1:] == documents[:, :-1]
+    return Batch(
+        tokens=tokens[:, :-1],
+        documents=documents[:, :-1],
+        targets=tokens[:, 1:],
+        weights=known[:, 1:].astype(np.float32),
+        fresh=np.full(len(tokens), fresh),
+    )
