@@ -2,7 +2,6 @@
 
 import bisect
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -70,8 +69,8 @@ def build(names: Sequence[str], config: Config, window: int) -> list[Model]:
     for model in models:
         if abs(model.parameters / target - 1) > TOLERANCE:
             raise UserError(
-                f"{model.name} has {model.parameters:,} parameters with {model.sizes}, which is not "
-                f"within {TOLERANCE:.0%} of MM-Rec's {target:,}; use a config with a wider model"
+                f"{model.name} has {model.parameters:,} parameters with {model.sizes}, which is "
+                f"not within {TOLERANCE:.0%} of MM-Rec's {target:,}; use a wider model"
             )
     return models
 
@@ -104,22 +103,22 @@ def peer(name: str, config: Config, window: int, target: int) -> Model:
     how = PEERS[name]
     local = {"window": window} if how.has_window else {}
 
-    def functions(width: int, hidden: int = 0, **more) -> ModelFunctions:
+    def maker(width: int, hidden: int = 0, **more) -> Callable[[nnx.Rngs], stack.Stack]:
         shape = dataclasses.replace(config.model, dim=width)
         hidden = hidden or (how.default_hidden or int)(width)
-        return stack.functions(lambda rngs: how.make(shape, hidden, rngs, **local, **more))
+        return lambda rngs: how.make(shape, hidden, rngs, **local, **more)
 
     def count(*sizes: int) -> int:
-        shapes = jax.eval_shape(functions(*sizes).init_params, jax.random.key(0))
-        return sum(x.size for x in jax.tree.leaves(shapes))
+        abstract = nnx.eval_shape(lambda: maker(*sizes)(nnx.Rngs(0)))
+        return sum(x.size for x in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
 
     # An even number of channels per head, and a multiple of 4 as ModelConfig asks.
     unit = math.lcm(4, 2 * config.model.num_heads)
     sizes = (_nearest(range(unit, 8 * config.model.dim, unit), count, target),)
-    if how.default_hidden:
-        width, hiddens = sizes[0], range(4, 16 * sizes[0], 4)
-        sizes = width, _nearest(hiddens, functools.partial(count, width), target)
-    chosen = functions(*sizes)
+    if how.default_hidden:  # the count grows evenly with the width of the MLPs
+        few, more = count(*sizes, 4), count(*sizes, 8)
+        sizes = *sizes, 4 * max(1, round(1 + (target - few) / (more - few)))
+    chosen = stack.functions(maker(*sizes))
 
     def step(params, tokens, documents, state):
         output = chosen.apply(params, tokens[:, None], documents[:, None], state)
@@ -127,7 +126,7 @@ def peer(name: str, config: Config, window: int, target: int) -> Model:
 
     def start(tokens: int):
         slots = {"slots": tokens} if name == "transformer" else {}
-        return functions(*sizes, **slots).init_state(1)
+        return stack.functions(maker(*sizes, **slots)).init_state(1)
 
     words = "".join((f"D {sizes[0]}", *(f", MLP {hidden}" for hidden in sizes[1:])))
     return Model(
