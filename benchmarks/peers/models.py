@@ -102,9 +102,10 @@ def peer(name: str, config: Config, window: int, target: int) -> Model:
     """A peer with about `target` parameters: first the width is chosen, then that of its MLPs."""
     how = PEERS[name]
     local = {"window": window} if how.has_window else {}
+    heads = config.model.num_heads if how.default_hidden else 1  # the LSTM has none
 
     def maker(width: int, hidden: int = 0, **more) -> Callable[[nnx.Rngs], stack.Stack]:
-        shape = dataclasses.replace(config.model, dim=width)
+        shape = dataclasses.replace(config.model, dim=width, num_heads=heads)
         hidden = hidden or (how.default_hidden or int)(width)
         return lambda rngs: how.make(shape, hidden, rngs, **local, **more)
 
@@ -113,7 +114,7 @@ def peer(name: str, config: Config, window: int, target: int) -> Model:
         return sum(x.size for x in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
 
     # An even number of channels per head, and a multiple of 4 as ModelConfig asks.
-    unit = math.lcm(4, 2 * config.model.num_heads)
+    unit = math.lcm(4, 2 * heads)
     sizes = (_nearest(range(unit, 8 * config.model.dim, unit), count, target),)
     if how.default_hidden:  # the count grows evenly with the width of the MLPs
         few, more = count(*sizes, 4), count(*sizes, 8)
@@ -132,7 +133,9 @@ def peer(name: str, config: Config, window: int, target: int) -> Model:
     return Model(
         name=name,
         config=dataclasses.replace(
-            config, name=name, model=dataclasses.replace(config.model, dim=sizes[0])
+            config,
+            name=name,
+            model=dataclasses.replace(config.model, dim=sizes[0], num_heads=heads),
         ),
         functions=chosen,
         sizes=words + (f", W {window}" if how.has_window else ""),
