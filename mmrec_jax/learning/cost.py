@@ -27,7 +27,7 @@ from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.batches import Batch
 from mmrec_jax.learning.optimizer import make_optimizer
 from mmrec_jax.learning.step import training_loss
-from mmrec_jax.model.lm import init_state
+from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.params import param_shapes
 
 _EMBEDDING, _NORMS, _READING, _UBOO = "embedding, logits", "norms", "reading memories", "UBOO"
@@ -108,7 +108,7 @@ def count_memory(config: Config) -> Memory:
         optimizer=_bytes(jax.eval_shape(optimizer.init, params)),
         gradients=of_params * (2 if train.accumulate_steps > 1 else 1),
         activations=_activations(config),
-        state=_bytes(jax.eval_shape(lambda: init_state(config.model, train.batch_size))),
+        state=_bytes(jax.eval_shape(lambda: mmrec(config.model).init_state(train.batch_size))),
     )
 
 
@@ -152,7 +152,8 @@ def _kept(config: Config, num_layers: int, remat: bool) -> int:
 
     def backward(params, batch):
         def objective(params):
-            return training_loss(config, params, batch, None, 1.0, jax.random.key(0))[0]
+            key = jax.random.key(0)
+            return training_loss(config, mmrec(model), params, batch, None, 1.0, key)[0]
 
         return jax.vjp(objective, params)[1]
 

@@ -5,13 +5,12 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float
 
 from mmrec_jax.config import Config, ModelConfig
@@ -20,8 +19,8 @@ from mmrec_jax.data.dataset import Split
 from mmrec_jax.learning.breakdown import Breakdown
 from mmrec_jax.learning.distance import Follower
 from mmrec_jax.learning.step import begin
-from mmrec_jax.model.lm import State, init_state
-from mmrec_jax.model.params import Params, model_graph
+from mmrec_jax.model.interface import ModelFunctions, mmrec
+from mmrec_jax.model.params import Params
 
 
 class EvalTokens(NamedTuple):
@@ -72,14 +71,17 @@ def _exp(loss: float) -> float:
 
 
 def make_eval_step(
-    config: ModelConfig,
-) -> Callable[[Params, Batch, State | None], tuple[EvalTokens, State | None]]:
-    """The jitted evaluation of one batch, without dropout. It carries memory if it is given one."""
-    graph = model_graph(config)
+    config: ModelConfig, model: ModelFunctions | None = None
+) -> Callable[[Params, Batch, Any], tuple[EvalTokens, Any]]:
+    """The jitted evaluation of one batch, without dropout. It carries memory if it is given one.
 
-    def step(params: Params, batch: Batch, memory: State | None):
-        memory = begin(config, memory, batch)
-        output = nnx.merge(graph, params)(batch.tokens, batch.documents, memory)
+    `model` is MM-Rec unless another language model is given.
+    """
+    model = mmrec(config) if model is None else model
+
+    def step(params: Params, batch: Batch, memory: Any):
+        memory = begin(model, memory, batch)
+        output = model.apply(params, batch.tokens, batch.documents, memory, None)
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
         correct = jnp.argmax(output.logits, axis=-1) == batch.targets
         tokens = EvalTokens(losses * batch.weights, correct * batch.weights)
@@ -95,6 +97,7 @@ def evaluate(
     config: Config,
     carry_memory: bool,
     distances: bool = False,
+    model: ModelFunctions | None = None,
 ) -> EvalResult:
     """Evaluates every token of a text once, in windows of the training length.
 
@@ -104,11 +107,13 @@ def evaluate(
         text: a split, read in `eval_batch_size` lanes, or windows, read in order.
         carry_memory: whether a window starts with the memory of the previous one in its lane.
         distances: whether the result breaks the loss down by distance too (`distance.Places`).
+        model: that of `eval_step`; None: MM-Rec.
 
     Raises:
         UserError: the windows have nothing to predict.
     """
     start = time.perf_counter()
+    model = mmrec(config.model) if model is None else model
     if isinstance(text, Split):
         text = SplitWindows(text, config.train.eval_batch_size, config.train.seq_len)
 
@@ -116,7 +121,7 @@ def evaluate(
         memory = None
         for batch in text:
             if carry_memory and memory is None:
-                memory = init_state(config.model, len(batch.tokens))
+                memory = model.init_state(len(batch.tokens))
             tokens, memory = eval_step(params, batch, memory)
             yield tokens, batch
 
@@ -141,5 +146,5 @@ def evaluate(
 
 def state_bytes(config: Config) -> int:
     """Bytes of the model's state for one text of any length."""
-    state = jax.eval_shape(lambda: init_state(config.model, 1))
+    state = jax.eval_shape(lambda: mmrec(config.model).init_state(1))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))

@@ -2,20 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mmrec_jax.config import Config, ModelConfig
+from mmrec_jax.config import Config
 from mmrec_jax.data.batches import Batch
 from mmrec_jax.model.block import param_dtype
-from mmrec_jax.model.lm import State, init_state
+from mmrec_jax.model.interface import ModelFunctions, mmrec
 from mmrec_jax.model.memory import choose
-from mmrec_jax.model.params import Params, init_params, model_graph
+from mmrec_jax.model.params import Params
 
 
 class TrainState(NamedTuple):
@@ -24,7 +23,7 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]  # number of steps done
     params: Params
     opt_state: optax.OptState
-    memory: State | None = None  # the state of the lanes, if memory is carried
+    memory: Any = None  # the state of the lanes, if memory is carried
 
 
 class StepMetrics(NamedTuple):
@@ -41,27 +40,32 @@ def init_train_state(
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
     params: Params | None = None,
+    model: ModelFunctions | None = None,
 ) -> TrainState:
-    """The state before the first step, with newly initialized parameters unless they are given."""
-    params = init_params(config.model, key) if params is None else params
-    memory = None
-    if config.train.carry_memory:
-        memory = init_state(config.model, config.train.batch_size)
+    """The state before the first step, with newly initialized parameters unless they are given.
+
+    `model` is MM-Rec unless another language model is given.
+    """
+    model = mmrec(config.model) if model is None else model
+    params = model.init_params(key) if params is None else params
+    memory = model.init_state(config.train.batch_size) if config.train.carry_memory else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), memory)
 
 
-def begin(config: ModelConfig, memory: State | None, batch: Batch) -> State | None:
+def begin(model: ModelFunctions, memory: Any, batch: Batch) -> Any:
     """The memory that a batch starts from: an empty state where a sequence is fresh."""
     if memory is None:
         return None
-    return choose(batch.fresh, init_state(config, len(batch.tokens)), memory)
+    return choose(batch.fresh, model.init_state(len(batch.tokens)), memory)
 
 
-def training_loss(config: Config, params: Params, batch: Batch, memory, total_weight, key):
+def training_loss(
+    config: Config, model: ModelFunctions, params: Params, batch: Batch, memory, total_weight, key
+):
     """What training minimizes, for one micro-batch.
 
     Args:
-        config, params, batch: those of the run, and the micro-batch.
+        config, model, params, batch: those of the run, and the micro-batch.
         memory: the state that its sequences start from; None: an empty one, and none is returned.
         total_weight: number of predictions in the complete batch.
         key: for dropout and the sample of queries of the saliency loss.
@@ -70,9 +74,7 @@ def training_loss(config: Config, params: Params, batch: Batch, memory, total_we
         The objective, then (cross-entropy in nats per token, saliency loss, UBOO loss) and the
         memory after the batch.
     """
-    output = nnx.merge(model_graph(config.model), params)(
-        batch.tokens, batch.documents, memory, key
-    )
+    output = model.apply(params, batch.tokens, batch.documents, memory, key)
     losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
     loss = jnp.sum(losses * batch.weights) / total_weight
     aux = jax.tree.map(lambda x: x / config.train.accumulate_steps, output.aux)
@@ -83,20 +85,22 @@ def training_loss(config: Config, params: Params, batch: Batch, memory, total_we
 
 
 def make_train_step(
-    config: Config, optimizer: optax.GradientTransformation
+    config: Config, optimizer: optax.GradientTransformation, model: ModelFunctions | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The jitted step. It donates the state; dropout depends only on the seed and the step.
 
     With `train.carry_memory`, a sequence that is not fresh starts from the state of its lane after
-    the previous step. That state is an input, so no gradient flows back into it.
+    the previous step. That state is an input, so no gradient flows back into it. `model` is MM-Rec
+    unless another language model is given.
     """
+    model = mmrec(config.model) if model is None else model
     micro_batches = config.train.accumulate_steps
     seed = config.train.seed
 
     def gradients(params, batch: Batch, memory, key):
         """Gradients, losses and the new memory."""
         total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
-        gradient = jax.grad(functools.partial(training_loss, config), has_aux=True)
+        gradient = jax.grad(functools.partial(training_loss, config, model), has_aux=True)
         if micro_batches == 1:
             grads, (losses, memory) = gradient(params, batch, memory, total_weight, key)
             return grads, losses, memory
@@ -123,7 +127,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        memory = begin(config.model, state.memory, batch)
+        memory = begin(model, state.memory, batch)
         grads, losses, memory = gradients(state.params, batch, memory, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

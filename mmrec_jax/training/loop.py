@@ -13,10 +13,11 @@ from mmrec_jax.config import Config
 from mmrec_jax.data.batches import Batches, Host, prefetched, training_batches
 from mmrec_jax.data.dataset import Dataset, load_dataset
 from mmrec_jax.errors import UserError
-from mmrec_jax.learning.cost import count_parameters
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
 from mmrec_jax.learning.step import TrainState, init_train_state, make_train_step
+from mmrec_jax.model.interface import ModelFunctions, mmrec
+from mmrec_jax.model.params import Params
 from mmrec_jax.runs import workdir as workdirs
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import MetricsWriter, read_metrics
@@ -40,16 +41,21 @@ class Run(NamedTuple):
     total_steps: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    model: ModelFunctions
     source: Source | None  # what the model grows from, if there is no checkpoint yet
 
 
-def train(config: Config, path: Path, profile: bool = False) -> bool:
+def train(
+    config: Config, path: Path, profile: bool = False, model: ModelFunctions | None = None
+) -> bool:
     """Trains a model in a workdir, resuming from the last checkpoint if there is one.
 
     Args:
         config: of the run.
         path: the workdir.
         profile: whether to record a trace of a few steps in the folder `profile` of the workdir.
+        model: the language model to train; None: MM-Rec as `config.model` describes it. Only MM-Rec
+            can grow from another run or be opened with `open_run`.
 
     Returns:
         Whether there was anything to do: false if the run had already finished.
@@ -58,7 +64,7 @@ def train(config: Config, path: Path, profile: bool = False) -> bool:
         UserError: bad input, a workdir of another run, a loss that is not finite, or a full disk.
         Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
-    run = plan_run(config, path)
+    run = plan_run(config, path, model)
     workdirs.prepare(path, config, run.dataset)
     with workdirs.locked(path), StopSignals() as signals:
         checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
@@ -70,7 +76,7 @@ def train(config: Config, path: Path, profile: bool = False) -> bool:
             )
             return False
         _introduce(run, state)
-        with _journal(run, int(state.step), progress, checkpoints, is_new) as journal:
+        with _journal(run, state, progress, checkpoints, is_new) as journal:
             if is_new and run.source is not None:
                 _evaluate_start(run, state, journal)
             _train(run, state, journal, signals, profile)
@@ -86,7 +92,7 @@ def _train(
 ) -> None:
     """Runs the loop until the run has finished or is interrupted."""
     train, first_step = run.config.train, int(state.step)
-    train_step = make_train_step(run.config, run.optimizer)
+    train_step = make_train_step(run.config, run.optimizer, run.model)
     train_step = train_step.lower(state, run.batches[first_step]).compile()
     timetable = Timetable(
         run.total_steps, run.batches.steps_per_epoch, train.eval_every, train.checkpoint_every
@@ -114,12 +120,13 @@ def _hooks(run: Run, journal: Journal) -> list[Hook]:
     """The hooks to call after each step, in this order."""
     train = run.config.train
     step_tokens = train.step_tokens
-    eval_step = make_eval_step(run.config.model)
+    eval_step = make_eval_step(run.config.model, run.model)
     all_of = f"{run.total_steps:,} steps" if train.fixed_steps else "epochs"
 
     def evaluation(state: TrainState) -> EvalResult:
         validation = run.dataset.validation
-        return evaluate(eval_step, state.params, validation, run.config, train.carry_memory)
+        carry = train.carry_memory
+        return evaluate(eval_step, state.params, validation, run.config, carry, model=run.model)
 
     numbers = hooks.FetchNumbers()
     return [
@@ -138,14 +145,21 @@ def _hooks(run: Run, journal: Journal) -> list[Hook]:
     ]
 
 
-def plan_run(config: Config, path: Path) -> Run:
+def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) -> Run:
     """Makes everything a run needs, and so detects errors in the config or the corpus.
+
+    `model` is MM-Rec unless another language model is given.
 
     Raises:
         UserError: something is wrong with the config, the corpus or the source.
     """
     if jax.process_count() > 1:
         raise UserError("training supports only one host so far; the data is ready for several")
+    if config.init_from and model is not None:
+        raise UserError(
+            f"init_from is {config.init_from!r}, but only MM-Rec can grow from another run; leave "
+            "it empty"
+        )
     workdirs.check_config(path, config)
     dataset = load_dataset(config)
     source = None
@@ -157,7 +171,8 @@ def plan_run(config: Config, path: Path) -> Run:
     optimizer = make_optimizer(config.train, schedule)
     if config.init_from and config.growth.old_rate != 1:
         optimizer = optax.chain(optimizer, slower_old_part(config))
-    return Run(config, path, dataset, batches, total_steps, schedule, optimizer, source)
+    model = mmrec(config.model) if model is None else model
+    return Run(config, path, dataset, batches, total_steps, schedule, optimizer, model, source)
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
@@ -166,7 +181,8 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bo
     if run.source is not None:
         state = grown_state(run.source, config, run.dataset.tokenizer, run.optimizer)
     else:
-        state = init_train_state(config, run.optimizer, jax.random.key(config.train.seed))
+        key = jax.random.key(config.train.seed)
+        state = init_train_state(config, run.optimizer, key, model=run.model)
     restored = checkpoints.restore_newest(state, warn=print)
     if restored is None:
         return state, Progress(), True
@@ -187,11 +203,10 @@ def _evaluate_start(run: Run, state: TrainState, journal: Journal) -> None:
 
 def _introduce(run: Run, state: TrainState) -> None:
     config, train, first_step = run.config, run.config.train, int(state.step)
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
     epoch_tokens = train.step_tokens * run.batches.steps_per_epoch
     epochs = run.total_steps / run.batches.steps_per_epoch
     print(
-        f"{config.name}: {parameters:,} parameters on {jax.devices()[0].device_kind} "
+        f"{config.name}: {_count(state.params):,} parameters on {jax.devices()[0].device_kind} "
         f"(jax {jax.__version__})"
     )
     print(
@@ -203,15 +218,20 @@ def _introduce(run: Run, state: TrainState) -> None:
     print(f"{where} {run.path}", flush=True)
 
 
+def _count(params: Params) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
 @contextlib.contextmanager
 def _journal(
-    run: Run, first_step: int, progress: Progress, checkpoints: Checkpoints, is_new: bool
+    run: Run, state: TrainState, progress: Progress, checkpoints: Checkpoints, is_new: bool
 ) -> Iterator[Journal]:
     """Opens the metrics and the display.
 
     Raises:
         UserError: something cannot be written while they are open.
     """
+    first_step = int(state.step)
     metrics = MetricsWriter(run.path, -1 if is_new else first_step)
     epochs = read_metrics(run.path, "epoch")[-SHOWN_EPOCHS:]
     display = Display(run.total_steps, first_step, run.config.train.log_every, epochs)
@@ -223,7 +243,7 @@ def _journal(
             time=time.time(),
             total_steps=run.total_steps,
             steps_per_epoch=run.batches.steps_per_epoch,
-            parameters=sum(count_parameters(run.config.model).values()),
+            parameters=_count(state.params),
             **provenance(),
         )
         yield Journal(progress, metrics, display, checkpoints)

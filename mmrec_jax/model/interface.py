@@ -1,0 +1,37 @@
+"""What training and evaluation need of a language model: three pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jaxtyping import PRNGKeyArray
+
+from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.lm import Output, init_state
+from mmrec_jax.model.params import Params, init_params, model_graph
+
+
+class ModelFunctions(NamedTuple):
+    """A language model as pure functions; `mmrec` gives those of MM-Rec.
+
+    A state is a tree of arrays [batch, ...]. Parameters are nested dicts of arrays.
+    """
+
+    init_params: Callable[[PRNGKeyArray], Params]
+    init_state: Callable[[int], Any]  # the empty state of this many sequences
+    # (params, tokens [batch, T], documents [batch, T], state, key): reads T tokens as `MMRec` does.
+    # Without a state it begins with an empty one; without a key there is no dropout.
+    apply: Callable[[Params, Any, Any, Any, PRNGKeyArray | None], Output]
+
+
+def mmrec(config: ModelConfig) -> ModelFunctions:
+    """MM-Rec of this shape."""
+
+    def apply(params, tokens, documents, state=None, key=None):
+        return nnx.merge(model_graph(config), params)(tokens, documents, state, key)
+
+    return ModelFunctions(
+        init_params=lambda key: init_params(config, key),
+        init_state=lambda batch: init_state(config, batch),
+        apply=apply,
+    )
