@@ -118,6 +118,9 @@ def run_layer(params, config, x, document):
     mu = config.mu
     gamma_max = (1 - mu) / (1 + mu)
 
+    def age(begin, j):  # in chunks, of token j for the chunk that begins there
+        return (begin - j - short_term - 1) // chunk_len
+
     h = np.zeros(dim)
     last_k = np.zeros(dim)
     keys = np.zeros((time, heads, width))
@@ -181,7 +184,12 @@ def run_layer(params, config, x, document):
                 for j in older
             }
             far = {j: logit / np.sqrt(width) for j, logit in far.items()}
-            weights = softmax(np.array(near + [far[j] for j in bank]))
+            expected = [
+                forecast(config, trace.s[j, head], trace.fading[j, head], age(begin, j))
+                for j in bank
+            ]
+            biased = [far[j] + np.log(sigmoid(x)) for j, x in zip(bank, expected, strict=True)]
+            weights = softmax(np.array(near + biased))
             read.append(weights @ values[window + bank, head])
 
             probability = softmax(np.array([*near, *far.values()]))[len(near) :]
@@ -200,10 +208,9 @@ def run_layer(params, config, x, document):
                 candidates = [
                     j for j in [*trace.banks[head], *leaving] if document[j] == document[t]
                 ]
-                ages = {j: (t + 1 - j - short_term - 1) // chunk_len for j in candidates}
                 forecasts = {
-                    j: forecast(config, trace.s[j, head], trace.fading[j, head], age)
-                    for j, age in ages.items()
+                    j: forecast(config, trace.s[j, head], trace.fading[j, head], age(t + 1, j))
+                    for j in candidates
                 }
                 trace.banks[head] = select(forecasts, candidates, slots)
     return trace

@@ -149,18 +149,31 @@ def rotate_back(
     return turn(k, cos[distance], sin[distance])
 
 
-def log_age(distance: Int[Array, "*batch"], config: ModelConfig) -> Float[Array, "*batch"]:
+def log_age(
+    distance: Int[Array, "*batch"], config: ModelConfig, dtype: DTypeLike
+) -> Float[Array, "*batch"]:
     """log(1 + min(a, A)), where a is the number of chunks since the token left short-term memory.
 
     No age beyond A is told apart, so what has not faded by then never does.
     """
     age = (distance - config.short_term - 1) // config.chunk_len
-    return jnp.log1p(jnp.clip(age, 0, config.oldest_age))
+    return jnp.log1p(jnp.clip(age, 0, config.oldest_age).astype(dtype))
 
 
-def forecast(saliency: Saliency, log_age: Float[Array, "..."]) -> Float[Array, "*batch"]:
-    """The logit of use in a chunk at a given age: s - lambda log(1 + min(a, A))."""
-    return saliency.s - saliency.fading * log_age
+def forecast(
+    saliency: Saliency, distance: Int[Array, "..."], config: ModelConfig
+) -> Float[Array, "..."]:
+    """The logit of use: s - lambda log(1 + min(a, A)), for a chunk that begins so much later."""
+    return saliency.s - saliency.fading * log_age(distance, config, saliency.s.dtype)
+
+
+def bank_bias(forecasts: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
+    """The bias that is added to the logits of the bank: log sigma(forecast); -inf: an empty slot.
+
+    It keeps tokens that are not expected to be used from distracting. It has no gradient: saliency
+    learns from its own loss (saliency.py).
+    """
+    return lax.stop_gradient(jax.nn.log_sigmoid(forecasts))
 
 
 def most_useful(forecasts: Float[Array, "*batch P"], slots: int) -> Int[Array, "*batch M"]:
@@ -195,15 +208,15 @@ def read_memories_once(
     near_k = jnp.where(here[..., None], k, state.near_k)
     near_v = jnp.where(here[..., None], v, state.near_v)
     near_s = jax.tree.map(lambda new, old: jnp.where(here, new, old), s, state.near_s)
-    empty = place.start[:, None] | jnp.isneginf(state.long_s.s)
-    long_s = state.long_s._replace(s=jnp.where(empty, -jnp.inf, state.long_s.s))
+    kept = jnp.where(place.start[:, None], -jnp.inf, state.long_s.s)
+    long_s = state.long_s._replace(s=kept)
 
     cos, sin = rotary(np.arange(num_near), q.shape[-1], q.dtype)
     q = turn(q, cos[place.slot][:, None, None], sin[place.slot][:, None, None])
     near_logits = similarity(q, turn(near_k, cos, sin))
     near_logits = jnp.where(place.live[:, None, None], near_logits, -jnp.inf)
     bank_logits = similarity(q, rotate_back(state.long_k, state.long_distance, config))
-    bank_logits = jnp.where(empty[:, :, None], -jnp.inf, bank_logits)
+    bank_logits += bank_bias(forecast(long_s, state.long_distance, config))[:, :, None]
     logits = jnp.concatenate([bank_logits, near_logits], axis=-1)
     values = jnp.concatenate([state.long_v, near_v], axis=2)
 
@@ -231,7 +244,7 @@ def _consolidate(state: MemoryState, place: Place, config: ModelConfig) -> Memor
         jnp.broadcast_to(leaving, (*state.long_distance.shape[:2], chunk_len)),
         jnp.minimum(state.long_distance + chunk_len, farthest(config)),
     )
-    chosen = most_useful(forecast(s, log_age(distance, config)), config.long_term)
+    chosen = most_useful(forecast(s, distance, config), config.long_term)
 
     def choose_from(x):
         return jnp.take_along_axis(x, chosen.reshape(*chosen.shape, *(1,) * (x.ndim - 3)), axis=2)

@@ -21,10 +21,10 @@ from mmrec_jax.model.memory import (
     Read,
     Saliency,
     Segments,
+    bank_bias,
     farthest,
     followed_by_room,
     forecast,
-    log_age,
     most_useful,
     rotate,
     rotate_back,
@@ -84,8 +84,7 @@ def select_salient(
             return jnp.take_along_axis(x, candidates, axis=-1)
 
         of_candidates = Saliency(jnp.concatenate([new_s, bank_s], axis=-1), take(s.fading))
-        age = log_age(end - take(position), config)
-        chosen = most_useful(forecast(of_candidates, age), slots)
+        chosen = most_useful(forecast(of_candidates, end - take(position), config), slots)
         index, kept_s = (
             jnp.take_along_axis(x, chosen, axis=-1) for x in (candidates, of_candidates.s)
         )
@@ -187,20 +186,17 @@ def _long_term(q, segment, near: Tokens, long: Tokens, config: ModelConfig):
         return x.reshape(*index.shape, *x.shape[3:])
 
     bank_k, bank_v, bank_position = gather(k), gather(v), gather(position)
-    begin = chunk_len * np.arange(num_chunks)[:, None]
-    turned = rotate_back(bank_k[:, :, :-1], begin - bank_position[:, :, :-1], config)
+    saliency = Saliency(bank_s, gather(s.fading))
+    begin = chunk_len * np.arange(num_chunks + 1, dtype=np.int32)[:, None]
+    distance = begin - bank_position
+    logits = similarity(q, rotate_back(bank_k[:, :, :-1], distance[:, :, :-1], config))
+    bias = bank_bias(forecast(saliency, distance, config))
+    logits += bias[:, :, :-1, None]
     bank_segment = jnp.pad(last_segment[:, :-1], ((0, 0), (1, 0)))
-    readable = (segment == bank_segment[..., None])[:, None, ..., None]
-    readable &= ~jnp.isneginf(bank_s[:, :, :-1])[..., None, :]
-    logits = jnp.where(readable, similarity(q, turned), -jnp.inf)
-    after = Tokens(
-        bank_k[:, :, -1],
-        bank_v[:, :, -1],
-        Saliency(bank_s[:, :, -1], gather(s.fading)[:, :, -1]),
-        bank_position[:, :, -1],
-        last_segment[:, -1:],
-    )
-    return logits, bank_v[:, :, :-1], after
+    readable = segment == bank_segment[..., None]
+    logits = jnp.where(readable[:, None, :, :, None], logits, -jnp.inf)
+    last = jax.tree.map(lambda x: x[:, :, -1], (bank_k, bank_v, saliency, bank_position))
+    return logits, bank_v[:, :, :-1], Tokens(*last, segment=last_segment[:, -1:])
 
 
 def _chunks(x: Array, chunk_len: int, axis: int) -> Array:

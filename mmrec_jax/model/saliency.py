@@ -68,12 +68,13 @@ def saliency_loss(
             window_logsumexp[:, :, positions], jax.nn.logsumexp(logits, axis=-1)
         )
         use = jnp.exp(logits - normalizer[..., None]).max(axis=2)
-        age = log_age(jnp.maximum(distance, short_term + 1), config)
-        expected = forecast(frozen, age)
+        expected = forecast(frozen, distance, config)
         seen = older.any(axis=1)[:, None]
         slope = jnp.where(seen, jax.nn.sigmoid(expected) - use, 0)  # d loss / d forecast
         losses = jnp.where(seen, optax.sigmoid_binary_cross_entropy(expected, use), 0)
-        slopes = Saliency(slopes.s + slope, slopes.fading - slope * age)
+        slopes = Saliency(
+            slopes.s + slope, slopes.fading - slope * log_age(distance, config, slope.dtype)
+        )
         return (
             loss + jnp.sum(losses),
             count + heads * jnp.sum(seen, dtype=count.dtype),
