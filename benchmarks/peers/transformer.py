@@ -123,10 +123,18 @@ class FullAttention(Attention):
         cos, sin = (lax.dynamic_slice_in_dim(x, at, 1) for x in angles)
         q, k = turn(q, cos, sin), turn(k, cos, sin)
         live = jnp.where(place.start, False, state.live)
-        live = lax.dynamic_update_slice_in_dim(live, jnp.ones_like(place.start), at, axis=1)
-        k = lax.dynamic_update_slice_in_dim(state.k, k, at, axis=2)
-        v = lax.dynamic_update_slice_in_dim(state.v, v, at, axis=2)
-        return self.read(q, k, v, live[:, None]), Cache(k, v, live, state.count + 1)
+        # The slots are read before they are written to, so that they are written to in place.
+        before = jnp.where(live[:, None, None], similarity(q, state.k), -jnp.inf)
+        weights = nnx.softmax(jnp.concatenate([before, similarity(q, k)], axis=-1)).astype(v.dtype)
+        output = weights[..., :-1] @ state.v + weights[..., -1:] * v
+        output = self.W_o(jnp.moveaxis(output, 1, 2).reshape(len(v), 1, -1))
+        after = Cache(
+            lax.dynamic_update_slice_in_dim(state.k, k, at, axis=2),
+            lax.dynamic_update_slice_in_dim(state.v, v, at, axis=2),
+            lax.dynamic_update_slice_in_dim(live, jnp.ones_like(place.start), at, axis=1),
+            state.count + 1,
+        )
+        return output, after
 
 
 def default_hidden(dim: int) -> int:
