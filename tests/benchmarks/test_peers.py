@@ -25,7 +25,7 @@ DOCUMENTS = documents_with_starts(2 * TIME, [6, TIME, 21], [11, 12])  # also whe
 @functools.cache
 def model_of(name):
     """A small model, its parameters with noise, and its compiled window form."""
-    layers = 3 if name == "griffin" else 1  # its third is the first with attention
+    layers = {"griffin": 3, "lstm": 2}.get(name, 1)  # the third of Griffin has attention
     shape = {"model__vocab_size": VOCAB, "model__dim": 32, "model__num_layers": layers}
     cfg = config(**shape, model__chunk_len=4, model__long_term=0, train__seq_len=TIME)
     (model,) = models.build([name], cfg, WINDOW)
