@@ -42,6 +42,12 @@ class ModelConfig(Section):
         "[M] Slots per head for salient older tokens; 0 switches long-term memory off.",
         check=at_least(0),
     )
+    oldest_age: int = knob(
+        "[A] Chunks outside short-term memory after which a token's saliency fades no more; texts "
+        "in training should be longer.",
+        16,
+        at_least(0),
+    )
     dropout: float = knob(
         "Dropout rate on the output of both halves of a block and inside the feed-forward.",
         0.0,
@@ -269,8 +275,16 @@ class TrainConfig(Section):
     num_tokens: int = knob(
         "Tokens to train on, instead of num_epochs or num_steps; 0 for none.", 0, at_least(0)
     )
+    optimizer: str = knob(
+        "AdamW for all parameters, or Muon for the kernels of linear maps and Adam for the others.",
+        "adamw",
+        one_of("adamw", "muon"),
+    )
     learning_rate: float = knob(
         "Peak learning rate of AdamW, reached after warmup_steps.", check=at_least(0)
+    )
+    muon_rate: float = knob(
+        "Learning rate of Muon, as a multiple of that of AdamW.", 10.0, above(0)
     )
     initial_learning_rate: float = knob(
         "Learning rate at the start of the warm-up.", 0.0, at_least(0)
@@ -392,6 +406,11 @@ class Config(Section):
         if self.init_from:
             train = dataclasses.replace(self.train, warmup_steps=self.growth.warmup_steps)
             object.__setattr__(self, "train", train)
+        require(
+            self.growth.moments == "fresh" or self.train.optimizer == "adamw",
+            f"growth.moments is {self.growth.moments!r} and train.optimizer is "
+            f"{self.train.optimizer!r}: only the moments of AdamW can be grown",
+        )
         carried = self.train.carry_memory and self.train.carry_windows == 0
         require(
             not (self.data.mixture and carried),

@@ -28,6 +28,7 @@ def small_config(**changes):
         "chunk_len": 4,
         "short_term": 8,
         "long_term": 3,
+        "oldest_age": 2,
         "use_dpg": True,
         "dpg_rank": 4,
         "use_uboo": True,

@@ -19,8 +19,10 @@ class Trace:
     h: np.ndarray  # [T, D]
     decay: np.ndarray  # [T, D] factor on h_{t-1}
     s: np.ndarray  # [T, H] saliencies
-    used: np.ndarray  # [T, H] use: largest probability after short-term memory, without evictions
-    seen: np.ndarray  # [T] whether any later query could have used the token
+    fading: np.ndarray  # [T, H] how they fall with age
+    # Use: the largest probability that a query of each chunk gives each token after it has left
+    # short-term memory, without evictions; -1 if no query of the chunk could have used it.
+    used: np.ndarray  # [chunks, T, H]
     uboo: float
     banks: list  # for each head the positions in long-term memory after the last token
 
@@ -91,11 +93,19 @@ def number_documents(documents):
     return np.array(numbers)
 
 
-def select(saliency, candidates, slots):
-    """The `slots` most salient positions; among equal ones (at most 1e-4 apart), the newer."""
+def forecast(config, s, fading, age):
+    """The logit of use, `age` chunks after a token has left short-term memory."""
+    return s - fading * np.log(1 + min(age, config.oldest_age))
+
+
+def select(forecasts, candidates, slots):
+    """The `slots` positions of highest forecast; among equal ones (at most 1e-4 apart), the newer.
+
+    `forecasts` is a mapping from positions or an array.
+    """
 
     def rank(j):
-        return max(saliency[i] for i in candidates if saliency[i] <= saliency[j] + 1e-4)
+        return max(forecasts[i] for i in candidates if forecasts[i] <= forecasts[j] + 1e-4)
 
     return sorted(candidates, key=lambda j: (-rank(j), -j))[:slots]
 
@@ -117,8 +127,8 @@ def run_layer(params, config, x, document):
         h=np.zeros((time, dim)),
         decay=np.zeros((time, dim)),
         s=np.zeros((time, heads)),
-        used=np.zeros((time, heads)),
-        seen=np.zeros(time, bool),
+        fading=np.zeros((time, heads)),
+        used=np.full((-(-time // chunk_len), time, heads), -1.0),
         uboo=0.0,
         banks=[[] for _ in range(heads)],
     )
@@ -150,29 +160,33 @@ def run_layer(params, config, x, document):
         window_start = t // chunk_len * chunk_len - short_term
         window = [j for j in range(max(window_start, 0), t + 1) if document[j] == document[t]]
         older = [j for j in range(max(window_start, 0)) if document[j] == document[t]]
-        trace.seen[older] = True
         read = []
         for head in range(heads):
             channels = slice(head * width, (head + 1) * width)
             shifted = config.shifted_keys and head % 2 == 0
             keys[t, head] = (last_k if shifted else k)[channels]
             values[t, head] = v[channels]
-            trace.s[t, head] = np.sqrt(width) * np.mean(p[channels])
+            first, second = np.split(p[channels], 2)
+            trace.s[t, head] = np.sqrt(width) * np.mean(first)
+            trace.fading[t, head] = np.log(1 + np.exp(np.sqrt(width) * np.mean(second)))
 
             query_head = query[channels]
             near = [rotate(query_head, t - j) @ keys[j, head] / np.sqrt(width) for j in window]
             bank = [j for j in trace.banks[head] if document[j] == document[t]]
-            far_query = rotate(query_head, short_term + chunk_len)
-            far = [
-                far_query @ keys[j, head] / np.sqrt(width) + np.log(sigmoid(trace.s[j, head]))
-                for j in bank
-            ]
-            weights = softmax(np.array(near + far))
+            # From S + C + M tokens before the chunk on, they are all read as if they were there.
+            most = short_term + chunk_len + slots
+            begin = t // chunk_len * chunk_len
+            far = {
+                j: rotate(query_head, min(begin - j, most) + t - begin) @ keys[j, head]
+                for j in older
+            }
+            far = {j: logit / np.sqrt(width) for j, logit in far.items()}
+            weights = softmax(np.array(near + [far[j] for j in bank]))
             read.append(weights @ values[window + bank, head])
 
-            everything = [far_query @ keys[j, head] / np.sqrt(width) for j in older]
-            probability = softmax(np.array(near + everything))[len(near) :]
-            trace.used[older, head] = np.maximum(trace.used[older, head], probability)
+            probability = softmax(np.array([*near, *far.values()]))[len(near) :]
+            used = trace.used[t // chunk_len, :, head]
+            used[older] = np.maximum(used[older], probability)
         last_k = k
 
         a = linear(np.concatenate(read), params["W_o"])
@@ -186,7 +200,12 @@ def run_layer(params, config, x, document):
                 candidates = [
                     j for j in [*trace.banks[head], *leaving] if document[j] == document[t]
                 ]
-                trace.banks[head] = select(trace.s[:, head], candidates, slots)
+                ages = {j: (t + 1 - j - short_term - 1) // chunk_len for j in candidates}
+                forecasts = {
+                    j: forecast(config, trace.s[j, head], trace.fading[j, head], age)
+                    for j, age in ages.items()
+                }
+                trace.banks[head] = select(forecasts, candidates, slots)
     return trace
 
 
@@ -209,15 +228,18 @@ def run_model(params, config, tokens, documents):
     return np.stack([logits for logits, _ in texts]), [traces for _, traces in texts]
 
 
-def saliency_loss(traces):
-    """Binary cross-entropy between sigma(s) and use: the mean per layer, then over layers."""
+def saliency_loss(config, traces):
+    """Binary cross-entropy between forecast and use: the mean per layer, then over layers."""
     losses = []
     for layer in range(len(traces[0])):
         terms = []
-        for text in traces:
-            s, used = text[layer].s[text[layer].seen], text[layer].used[text[layer].seen]
-            terms.append(-used * np.log(sigmoid(s)) - (1 - used) * np.log(sigmoid(-s)))
-        losses.append(np.mean(np.concatenate(terms)))
+        for trace in (text[layer] for text in traces):
+            for chunk, j, head in np.argwhere(trace.used >= 0):
+                begin, used = chunk * config.chunk_len, trace.used[chunk, j, head]
+                age = (begin - j - config.short_term - 1) // config.chunk_len
+                logit = forecast(config, trace.s[j, head], trace.fading[j, head], age)
+                terms.append(-used * np.log(sigmoid(logit)) - (1 - used) * np.log(sigmoid(-logit)))
+        losses.append(np.mean(terms))
     return np.mean(losses)
 
 

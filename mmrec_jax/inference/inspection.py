@@ -9,7 +9,7 @@ from flax import nnx
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.lm import MMRec, init_state
-from mmrec_jax.model.memory import Segments
+from mmrec_jax.model.memory import Saliency, Segments
 from mmrec_jax.model.memory_sequence import select_salient
 from mmrec_jax.model.params import Params, model_graph
 from mmrec_jax.model.recurrence import gates
@@ -18,7 +18,7 @@ from mmrec_jax.model.recurrence import gates
 class Inside(NamedTuple):
     """What happened inside a model while it read a text of T tokens from an empty state."""
 
-    saliency: np.ndarray  # [layers, heads, T]: s, where sigma(s) is the predicted use
+    saliency: np.ndarray  # [layers, heads, T]: s; sigma(s) is the predicted use at age 0
     kept: np.ndarray  # bool [layers, heads, T]: in long-term memory at the end of the text
     short_term: np.ndarray  # bool [T]: in short-term memory or the current chunk at the end
     half_life: np.ndarray  # [layers, D]: tokens until a channel of h has decayed to one half
@@ -41,7 +41,7 @@ def look_inside(config: ModelConfig, params: Params, tokens: np.ndarray) -> Insi
     @jax.jit
     def look(params):
         s, half_life = _look(nnx.merge(graph, params), padded, time)
-        return s, half_life, *_bank(config, s)
+        return s.s, half_life, *_bank(config, s)
 
     saliency, half_life, index, bank_s = map(np.asarray, look(params))
     kept = np.zeros(saliency.shape, bool)
@@ -64,19 +64,21 @@ def _look(model: MMRec, tokens, time):
         _, h_prev = block.recur(z, gamma, start, layer_state.h)
         _, _, f = gates(*block.core(z, gamma), h_prev, config.mu)
         half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(f[0, :time]), axis=0))
-        saliencies.append(block.saliency(p)[0, :, :time])
+        saliencies.append(jax.tree.map(lambda x: x[0, :, :time], block.saliency(p)))
         x, _, _ = block(x, segments, layer_state)
-    return jnp.stack(saliencies), jnp.stack(half_lives)
+    return jax.tree.map(lambda *layers: jnp.stack(layers), *saliencies), jnp.stack(half_lives)
 
 
-def _bank(config: ModelConfig, s):
+def _bank(config: ModelConfig, s: Saliency):
     """Positions and saliencies of the tokens in the bank after the complete chunks of a text."""
-    layers, _, time = s.shape
+    layers, _, time = s.s.shape
     num_chunks = time // config.chunk_len
     nothing = config.long_term + config.short_term  # empty places before the text
-    s = s[:, :, : num_chunks * config.chunk_len]
-    s = jnp.pad(s, ((0, 0), (0, 0), (nothing, 0)), constant_values=-jnp.inf)
+    room = ((0, 0), (0, 0), (nothing, 0))
+    s = jax.tree.map(lambda x: x[:, :, : num_chunks * config.chunk_len], s)
+    s = Saliency(jnp.pad(s.s, room, constant_values=-jnp.inf), jnp.pad(s.fading, room))
+    position = jnp.broadcast_to(jnp.arange(s.s.shape[2]) - nothing, s.s.shape)
     # Layers take the place of a batch: both are independent. All tokens are of document 1.
-    documents = (jnp.ones((layers, count), jnp.int32) for count in (s.shape[-1], num_chunks))
-    index, saliency = select_salient(s, *documents, config.chunk_len, config.long_term)
-    return index[-1] - nothing, saliency[-1]
+    documents = (jnp.ones((layers, count), jnp.int32) for count in (s.s.shape[2], num_chunks))
+    index, kept_s = select_salient(s, position, *documents, config)
+    return index[-1] - nothing, kept_s[-1]

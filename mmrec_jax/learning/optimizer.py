@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, as one optax chain."""
+"""AdamW, or Muon for matrices, with warm-up and cosine decay, as one optax chain."""
 
 import jax
 import jax.numpy as jnp
@@ -38,14 +38,76 @@ def slower_where(where, rate: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW without weight decay on vectors (biases, norms)."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
-        ),
+    """Clipping by global norm, then AdamW, or Muon for kernels and AdamW for all else."""
+    update = _muon(config, schedule) if config.optimizer == "muon" else _adamw(config, schedule)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _adamw(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW without weight decay on vectors (biases, norms)."""
+    return optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
     )
+
+
+def _muon(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon (Jordan et al., 2024): the update of an m x n kernel is close to orthogonal.
+
+    Its singular values are about sqrt(max(1, n / m)) times the learning rate, so that one rate
+    suits every width. Embedding, biases and norms are left to Adam with Nesterov's momentum,
+    without weight decay.
+    """
+    muon = optax.contrib.muon(
+        learning_rate=lambda step: config.muon_rate * schedule(step),
+        weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=_muon_dimensions,
+        adam_learning_rate=schedule,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+    )
+
+    def init(params):
+        return muon.init(_by_map(params))
+
+    def update(updates, state, params):
+        by_map, state = muon.update(_by_map(updates), state, _by_map(params))
+        return jax.tree.map(lambda x, like: x.reshape(like.shape), by_map, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+# Kernels that hold several linear maps, which Muon orthogonalizes one by one: how they are
+# divided, and which axis is the input's.
+_SEVERAL_MAPS = {
+    "W_fused": (lambda x: x.reshape(len(x), 6, -1), 0),  # side by side: q k v z p e
+    "W_m": (lambda x: x.reshape(2, len(x) // 2, -1), 1),  # one above the other: z, h
+}
+
+
+def _by_map(params):
+    """The parameters with an axis for the maps of such kernels."""
+
+    def divide(path, x):
+        names = {getattr(entry, "key", None) for entry in path}
+        for name in names & _SEVERAL_MAPS.keys() if x.ndim == 2 else ():
+            return _SEVERAL_MAPS[name][0](x)
+        return x
+
+    return jax.tree_util.tree_map_with_path(divide, params)
+
+
+def _muon_dimensions(params):
+    """For each kernel, its input and its output axis; None for what Muon does not train."""
+
+    def dimensions(path, x):
+        names = [getattr(entry, "key", None) for entry in path]
+        if names[-1] != "kernel":
+            return None
+        of_several = [_SEVERAL_MAPS[name][1] for name in names if name in _SEVERAL_MAPS]
+        return optax.contrib.MuonDimensionNumbers(*of_several or [0], x.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)

@@ -27,6 +27,7 @@ NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros cha
 # Initially no token is expected to be used. Otherwise a bank that is carried from the first steps
 # on would hold on to tokens that an untrained model has chosen.
 INITIAL_SALIENCY = -4.0
+INITIAL_FADING = -1.0  # the logit of lambda, log(1 + exp(-1)) = 0.3
 
 
 class LayerState(NamedTuple):
@@ -82,8 +83,27 @@ def _initial_saliency(config: ModelConfig):
     """Initializer of the biases of W_fused: zero except those of p."""
 
     def init(key, shape, dtype):
-        p = slice(4 * config.dim, 5 * config.dim)
-        return jnp.zeros(shape, dtype).at[p].set(INITIAL_SALIENCY / config.head_dim**0.5)
+        p = jnp.repeat(jnp.array([INITIAL_SALIENCY, INITIAL_FADING], dtype), config.head_dim // 2)
+        p = jnp.tile(p / config.head_dim**0.5, config.num_heads)
+        return jnp.zeros(shape, dtype).at[4 * config.dim : 5 * config.dim].set(p)
+
+    return init
+
+
+def _matching_queries(config: ModelConfig):
+    """Initializer of W_fused: in heads with shifted keys, q starts equal to k.
+
+    So equal tokens match from the first step on, and copying what came after an earlier occurrence
+    is learned hundreds of steps sooner, whatever the seed.
+    """
+
+    def init(key, shape, dtype):
+        maps = nnx.initializers.lecun_normal()(key, shape, dtype)
+        if not config.shifted_keys:
+            return maps
+        by_head = maps.reshape(shape[0], 6, config.num_heads, config.head_dim)
+        q, k = 0, 1
+        return by_head.at[:, q, ::2].set(by_head[:, k, ::2]).reshape(shape)
 
     return init
 
@@ -98,7 +118,12 @@ class Block(nnx.Module):
         linear = functools.partial(Linear, **dtypes, rngs=rngs)
         narrow_mlp = functools.partial(MLP, linear, dim, dim // 4, kernel_init=init.normal(0.02))
         self.norm1 = RMSNorm(config)
-        self.W_fused = linear(dim, 6 * dim, bias_init=_initial_saliency(config))
+        self.W_fused = linear(
+            dim,
+            6 * dim,
+            kernel_init=_matching_queries(config),
+            bias_init=_initial_saliency(config),
+        )
         self.mlp_gamma = narrow_mlp(bias_init=_spread_decays)
         self.mlp_context = narrow_mlp(bias_init=init.constant(4.0))
         self.W_g = linear(dim, dim)
@@ -144,7 +169,7 @@ class Block(nnx.Module):
         values, s = self._heads(v), self.saliency(p)
         single = isinstance(where, memory.Place)
         read_memories = memory.read_memories_once if single else memory_sequence.read_memories
-        read = read_memories(queries, keys, values, s, where, state.memory, config.chunk_len)
+        read = read_memories(queries, keys, values, s, where, state.memory, config)
         a = self.W_o(jnp.moveaxis(read.output, 1, 2).reshape(x.shape))
 
         y = (h_x + a + v / 10) * nnx.silu(e)
@@ -154,10 +179,10 @@ class Block(nnx.Module):
 
         aux = AuxLosses(saliency=jnp.zeros((), h.dtype), uboo=jnp.zeros((), h.dtype))
         if key is not None and config.long_term and config.saliency_weight:
-            used, seen = saliency.use_without_eviction(
-                config, queries, keys, read.window_logsumexp, where.tokens, random[3]
+            loss = saliency.saliency_loss(
+                config, s, queries, keys, read.window_logsumexp, where.tokens, random[3]
             )
-            aux = aux._replace(saliency=saliency.saliency_loss(s, used, seen))
+            aux = aux._replace(saliency=loss)
         if key is not None and config.use_uboo:
             aux = aux._replace(uboo=self.uboo_loss(h_x, h_prev.astype(x.dtype)))
         return x, LayerState(h[:, -1], unshifted[:, :, -1], read.state), aux
@@ -199,10 +224,12 @@ class Block(nnx.Module):
         W = jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1)
         return inputs, CoreWeights(W, b_g=self.W_g.bias[...])
 
-    def saliency(self, p: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T"]:
-        """s, float32 or wider."""
+    def saliency(self, p: Float[Array, "batch T dim"]) -> memory.Saliency:
+        """s and lambda [batch, heads, T], float32 or wider, from the two halves of a head's p."""
         p = self._heads(p.astype(param_dtype(self.config)))
-        return self.config.head_dim**0.5 * p.mean(axis=-1)
+        halves = p.reshape(*p.shape[:3], 2, self.config.head_dim // 2)
+        s, fading = jnp.moveaxis(self.config.head_dim**0.5 * halves.mean(axis=-1), -1, 0)
+        return memory.Saliency(s, nnx.softplus(fading))
 
     def uboo_loss(
         self, h: Float[Array, "batch T dim"], h_prev: Float[Array, "batch T dim"]

@@ -53,7 +53,7 @@ def check_growth(old: ModelConfig, new: ModelConfig) -> list[str]:
     for name in ("use_dpg", "use_uboo"):
         if getattr(old, name) and not getattr(new, name):
             raise UserError(f"model.{name} is on and cannot be switched off by growth")
-    for name in ("mu", "shifted_keys"):
+    for name in ("mu", "shifted_keys", "oldest_age"):
         if (was := getattr(old, name)) != (is_ := getattr(new, name)):
             raise UserError(f"model.{name} is {was}, and would be {is_}: growth cannot change it")
     if new.head_dim % old.head_dim:

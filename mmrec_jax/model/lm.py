@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.block import AuxLosses, Block, LayerState, RMSNorm, param_dtype
-from mmrec_jax.model.memory import MemoryState, Place, Segments
+from mmrec_jax.model.memory import MemoryState, Place, Saliency, Segments
 
 NO_DOCUMENT = -1  # the document of an empty state
 
@@ -38,17 +38,15 @@ def init_state(config: ModelConfig, batch: int) -> State:
 
     def slots(count):  # keys, values and saliencies
         shape = batch, config.num_heads, count, config.head_dim
-        return (
-            jnp.zeros(shape, dtype),
-            jnp.zeros(shape, dtype),
-            jnp.full(shape[:-1], -jnp.inf, wide),
-        )
+        s = Saliency(jnp.full(shape[:-1], -jnp.inf, wide), jnp.zeros(shape[:-1], wide))
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), s
 
     def layer():
+        distance = jnp.zeros((batch, config.num_heads, config.long_term), jnp.int32)
         return LayerState(
             h=jnp.zeros((batch, config.dim), wide),
             last_k=jnp.zeros((batch, config.num_heads, config.head_dim), dtype),
-            memory=MemoryState(*slots(near), *slots(config.long_term)),
+            memory=MemoryState(*slots(near), *slots(config.long_term), distance),
         )
 
     return State(

@@ -1,11 +1,13 @@
 """Short-term and long-term memory of a layer, and the attention of a token over both.
 
 Time is divided into chunks of C tokens. A query attends to the S tokens before its chunk and to the
-chunk up to itself (short-term memory, rotary positions), and to the bank: per head, the M most
-salient of all older tokens (long-term memory). Whatever their age, tokens of the bank are read as
-if they were S + C tokens away, and log sigma(s), their predicted use, is added to their logits.
+chunk up to itself (short-term memory), and to the bank: per head, M of all older tokens (long-term
+memory). Rotary positions are exact up to S + C + M tokens before the chunk; older tokens are read
+as if they were there. So the bank would be the far part of a sliding window of S + C + M tokens if
+it kept the newest tokens, but it keeps those that are expected to be used most.
+
 When a chunk is complete, the C tokens that leave short-term memory are offered to the bank
-(consolidation).
+(consolidation), which compares the forecasts of their use (`Saliency`) at their present ages.
 
 This file has the state and the form for one token at a time; memory_sequence.py has the form for a
 complete sequence.
@@ -23,13 +25,21 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.ops import attend, similarity
 
 ROPE_BASE = 10_000.0
-# Saliencies that differ by at most this count as equal. Equal tokens have equal saliency in the
+# Forecasts that differ by at most this count as equal. Equal tokens have equal saliency in the
 # first layer, but the forms of the model round it differently; if they compared it to the last bit,
 # they would keep different tokens.
 TIE = 1e-4
+
+
+class Saliency(NamedTuple):
+    """What is known of a token's use by later queries; the forecast for an age is `forecast`."""
+
+    s: Float[Array, "*batch"]  # the logit of use when it leaves short-term memory; -inf: no token
+    fading: Float[Array, "*batch"]  # lambda >= 0: how the logit falls with age
 
 
 class MemoryState(NamedTuple):
@@ -40,10 +50,12 @@ class MemoryState(NamedTuple):
 
     near_k: Float[Array, "batch heads near K"]
     near_v: Float[Array, "batch heads near K"]
-    near_s: Float[Array, "batch heads near"]
+    near_s: Saliency  # [batch, heads, near]
     long_k: Float[Array, "batch heads M K"]
     long_v: Float[Array, "batch heads M K"]
-    long_s: Float[Array, "batch heads M"]
+    long_s: Saliency  # [batch, heads, M]
+    # How many tokens before the current chunk a token stands, at most `farthest`.
+    long_distance: Int[Array, "batch heads M"]
 
 
 class Segments(NamedTuple):
@@ -118,92 +130,119 @@ def rotate(
     return turn(x, *rotary(positions, x.shape[-1], x.dtype))
 
 
-def bank_bias(s: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
-    """The bias that is added to the logits of the bank: log sigma(s); -inf where a slot is empty.
+def farthest(config: ModelConfig) -> int:
+    """Distances from here on make no difference, to the reading or to the forecast."""
+    oldest = config.short_term + 1 + config.chunk_len * config.oldest_age
+    return max(config.seen_tokens, oldest)
 
-    It keeps tokens that are not expected to be used from distracting. It has no gradient: saliency
-    learns from its own loss (saliency.py).
+
+def rotate_back(
+    k: Float[Array, "*batch M K"], distance: Int[Array, "... M"], config: ModelConfig
+) -> Float[Array, "*batch M K"]:
+    """Rotates keys of the bank, which stand `distance` tokens before the current chunk.
+
+    Positions count from S tokens before the chunk, as those of the near tokens do.
     """
-    return lax.stop_gradient(jax.nn.log_sigmoid(s))
+    reach = config.seen_tokens
+    cos, sin = rotary(config.short_term - np.arange(reach + 1), k.shape[-1], k.dtype)
+    distance = jnp.minimum(distance, reach)
+    return turn(k, cos[distance], sin[distance])
 
 
-def keep_most_salient(new_s, bank_s):
-    """Selects the M most salient candidates: the offered tokens, newest first, then the bank.
+def log_age(distance: Int[Array, "*batch"], config: ModelConfig) -> Float[Array, "*batch"]:
+    """log(1 + min(a, A)), where a is the number of chunks since the token left short-term memory.
 
-    Each candidate is ranked by the largest saliency that is at most TIE above its own. Among equal
-    ranks the newer token wins, because top-k prefers the earlier candidate.
-
-    Returns:
-        The saliencies of the selected candidates and their indices, both [batch, heads, M].
+    No age beyond A is told apart, so what has not faded by then never does.
     """
-    s = jnp.concatenate([new_s, bank_s], axis=-1)
-    equal = s[..., None, :] <= s[..., None] + TIE
-    rank = jnp.max(jnp.where(equal, s[..., None, :], -jnp.inf), axis=-1)
-    _, chosen = lax.top_k(rank, bank_s.shape[-1])
-    return jnp.take_along_axis(s, chosen, axis=-1), chosen
+    age = (distance - config.short_term - 1) // config.chunk_len
+    return jnp.log1p(jnp.clip(age, 0, config.oldest_age))
 
 
-def followed_by_room(k, v, s, slots: int) -> tuple[Array, Array, Array]:
+def forecast(saliency: Saliency, log_age: Float[Array, "..."]) -> Float[Array, "*batch"]:
+    """The logit of use in a chunk at a given age: s - lambda log(1 + min(a, A))."""
+    return saliency.s - saliency.fading * log_age
+
+
+def most_useful(forecasts: Float[Array, "*batch P"], slots: int) -> Int[Array, "*batch M"]:
+    """Indices of the M highest forecasts; of equal ones, the earlier.
+
+    Each is ranked by the highest forecast that is at most TIE above its own.
+    """
+    equal = forecasts[..., None, :] <= forecasts[..., None] + TIE
+    rank = jnp.max(jnp.where(equal, forecasts[..., None, :], -jnp.inf), axis=-1)
+    return lax.top_k(rank, slots)[1]
+
+
+def followed_by_room(k, v, s: Saliency, slots: int) -> tuple[Array, Array, Saliency]:
     """The near tokens after a chunk: those that stay, then empty slots for the next chunk."""
-    padding = ((0, 0), (0, 0), (0, slots))
-    k, v = (jnp.pad(x, (*padding, (0, 0))) for x in (k, v))
-    return k, v, jnp.pad(s, padding, constant_values=-jnp.inf)
+    room = ((0, 0), (0, 0), (0, slots))
+    k, v = (jnp.pad(x, (*room, (0, 0))) for x in (k, v))
+    return k, v, Saliency(jnp.pad(s.s, room, constant_values=-jnp.inf), jnp.pad(s.fading, room))
 
 
 def read_memories_once(
     q: Float[Array, "batch heads 1 K"],
     k: Float[Array, "batch heads 1 K"],
     v: Float[Array, "batch heads 1 K"],
-    s: Float[Array, "batch heads 1"],
+    s: Saliency,
     place: Place,
     state: MemoryState,
-    chunk_len: int,
+    config: ModelConfig,
 ) -> Read:
     """The same as `read_memories`, for one token at any position in its chunk."""
     num_near = state.near_k.shape[2]
     here = (jnp.arange(num_near) == place.slot[:, None])[:, None]
     near_k = jnp.where(here[..., None], k, state.near_k)
     near_v = jnp.where(here[..., None], v, state.near_v)
-    near_s = jnp.where(here, s, state.near_s)
-    long_s = jnp.where(place.start[:, None], -jnp.inf, state.long_s)
+    near_s = jax.tree.map(lambda new, old: jnp.where(here, new, old), s, state.near_s)
+    empty = place.start[:, None] | jnp.isneginf(state.long_s.s)
+    long_s = state.long_s._replace(s=jnp.where(empty, -jnp.inf, state.long_s.s))
 
     cos, sin = rotary(np.arange(num_near), q.shape[-1], q.dtype)
-    turned = turn(q, cos[place.slot][:, None, None], sin[place.slot][:, None, None])
-    near_logits = similarity(turned, turn(near_k, cos, sin))
+    q = turn(q, cos[place.slot][:, None, None], sin[place.slot][:, None, None])
+    near_logits = similarity(q, turn(near_k, cos, sin))
     near_logits = jnp.where(place.live[:, None, None], near_logits, -jnp.inf)
-    bank_logits = similarity(rotate(q, [num_near]), state.long_k) + bank_bias(long_s)[:, :, None]
+    bank_logits = similarity(q, rotate_back(state.long_k, state.long_distance, config))
+    bank_logits = jnp.where(empty[:, :, None], -jnp.inf, bank_logits)
     logits = jnp.concatenate([bank_logits, near_logits], axis=-1)
     values = jnp.concatenate([state.long_v, near_v], axis=2)
 
-    after = MemoryState(near_k, near_v, near_s, state.long_k, state.long_v, long_s)
+    after = state._replace(near_k=near_k, near_v=near_v, near_s=near_s, long_s=long_s)
     return Read(
         output=attend(logits, values),
         window_logsumexp=jax.nn.logsumexp(near_logits, axis=-1),
         state=lax.cond(
-            jnp.any(place.full), lambda: _consolidate(after, place, chunk_len), lambda: after
+            jnp.any(place.full), lambda: _consolidate(after, place, config), lambda: after
         ),
     )
 
 
-def _consolidate(state: MemoryState, place: Place, chunk_len: int) -> MemoryState:
+def _consolidate(state: MemoryState, place: Place, config: ModelConfig) -> MemoryState:
     """Where a chunk is full, the first C near tokens leave and are offered to the bank."""
+    chunk_len = config.chunk_len
 
-    def offered(x):
-        return jnp.flip(x[:, :, :chunk_len], axis=2)
+    def candidates(new, bank):  # what leaves, newest first, then the bank
+        return jnp.concatenate([jnp.flip(new[:, :, :chunk_len], axis=2), bank], axis=2)
 
-    new_s = jnp.where(place.live[:, None], state.near_s, -jnp.inf)
-    long_s, chosen = keep_most_salient(offered(new_s), state.long_s)
+    near_s = state.near_s._replace(s=jnp.where(place.live[:, None], state.near_s.s, -jnp.inf))
+    s = jax.tree.map(candidates, near_s, state.long_s)
+    leaving = config.short_term + chunk_len - jnp.arange(chunk_len, dtype=jnp.int32)
+    distance = candidates(
+        jnp.broadcast_to(leaving, (*state.long_distance.shape[:2], chunk_len)),
+        jnp.minimum(state.long_distance + chunk_len, farthest(config)),
+    )
+    chosen = most_useful(forecast(s, log_age(distance, config)), config.long_term)
 
-    def gather(new, bank):
-        candidates = jnp.concatenate([offered(new), bank], axis=2)
-        return jnp.take_along_axis(candidates, chosen[..., None], axis=2)
+    def choose_from(x):
+        return jnp.take_along_axis(x, chosen.reshape(*chosen.shape, *(1,) * (x.ndim - 3)), axis=2)
 
-    stay = (x[:, :, chunk_len:] for x in (state.near_k, state.near_v, state.near_s))
+    stay = jax.tree.map(lambda x: x[:, :, chunk_len:], (state.near_k, state.near_v, state.near_s))
     consolidated = MemoryState(
         *followed_by_room(*stay, chunk_len),
-        long_k=gather(state.near_k, state.long_k),
-        long_v=gather(state.near_v, state.long_v),
-        long_s=long_s,
+        long_k=choose_from(candidates(state.near_k, state.long_k)),
+        long_v=choose_from(candidates(state.near_v, state.long_v)),
+        long_s=jax.tree.map(choose_from, s),
+        long_distance=choose_from(distance),
     )
     return choose(place.full, consolidated, state)
 

@@ -1,79 +1,89 @@
-"""The loss that teaches saliency to predict use.
+"""The loss that teaches saliency to forecast use.
 
-sigma(s_j) is to predict the use u_j: the largest attention probability that a later query of the
-sequence would give token j after it has left short-term memory, if nothing had ever been evicted.
-Thus a token that was evicted and then needed pulls its own saliency up.
+The use u_jc of token j in chunk c is the largest attention probability that a query of the chunk
+would give it, after it has left short-term memory, if nothing had ever been evicted. The forecast
+for the token's age in that chunk is to predict it. Thus a token that was evicted and then needed
+pulls its own saliency up, and one that is needed at any age learns not to fade.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model.memory import rotate
-
-GROUP = 64  # queries examined together, which bounds memory to B H GROUP T floats
+from mmrec_jax.model.memory import Saliency, forecast, log_age, rotate, rotate_back
+from mmrec_jax.model.ops import similarity
 
 
 def saliency_loss(
-    s: Float[Array, "batch heads T"],
-    used: Float[Array, "batch heads T"],
-    seen: Bool[Array, "batch T"],
-) -> Float[Array, ""]:
-    """Mean binary cross-entropy between sigma(s) and use, over the tokens that could be used."""
-    losses = optax.sigmoid_binary_cross_entropy(s, used)
-    count = s.shape[1] * jnp.sum(seen)
-    return jnp.sum(jnp.where(seen[:, None], losses, 0)) / jnp.maximum(count, 1)
-
-
-def use_without_eviction(
     config: ModelConfig,
+    s: Saliency,
     q: Float[Array, "batch heads T K"],
     k: Float[Array, "batch heads T K"],
     window_logsumexp: Float[Array, "batch heads T"],
     segment: Int[Array, "batch T"],
     key: PRNGKeyArray,
-) -> tuple[Float[Array, "batch heads T"], Bool[Array, "batch T"]]:
-    """The use u of every token, and whether any examined query could have used it. No gradient.
+) -> Float[Array, ""]:
+    """Mean binary cross-entropy between forecast and use, over all tokens and chunks.
+
+    A pair counts if some examined query of the chunk could have used the token. Gradients flow into
+    the saliencies alone.
 
     Args:
-        config: at most `saliency_queries` queries are examined, evenly spaced.
-        q, k: queries and keys without rotary positions; read as if S + C tokens away (memory.py).
+        config: at most `saliency_queries` queries are examined, as many in each chunk, or one in
+            some of the chunks.
+        s: saliencies [batch, heads, T].
+        q, k: queries and keys without rotary positions.
         window_logsumexp: log-sum-exp of each query's logits over its short-term memory.
         segment: the document of each token.
         key: draws the first query that is examined, so that over time all are.
-
-    Returns:
-        u in [0, 1], and a mask: false for tokens that no examined query could have used.
     """
     chunk_len, short_term = config.chunk_len, config.short_term
-    q, k, window_logsumexp = lax.stop_gradient((q, k, window_logsumexp))
-    q = rotate(q, [short_term + chunk_len])
-    batch, heads, time, head_dim = q.shape
-    stride = -(-time // config.saliency_queries)
-    offset = jax.random.randint(key, (), 0, stride)
-    count = time // stride
-    group = min(GROUP, count)
-    # The last group may reach past the end; it repeats the last query.
-    positions = jnp.minimum(offset + stride * jnp.arange(-(-count // group) * group), time - 1)
+    frozen, q, k, window_logsumexp = lax.stop_gradient((s, q, k, window_logsumexp))
+    _, heads, time, _ = q.shape
+    num_chunks = time // chunk_len
+    chunk_stride = -(-num_chunks // config.saliency_queries)
+    stride = -(-chunk_len * num_chunks // (config.saliency_queries * chunk_stride))
+    random_chunk, random_query = jax.random.split(key)
+    first_chunk = jax.random.randint(random_chunk, (), 0, chunk_stride)
+    first_query = jax.random.randint(random_query, (), 0, stride)
+    queries = first_query + stride * np.arange(chunk_len // stride)
+    q = rotate(q, short_term + np.arange(time) % chunk_len)
     token = jnp.arange(time)
 
-    def look(carry, positions):
-        used, seen = carry
-        logits = jnp.einsum(
-            "bhik,bhjk->bhij", q[:, :, positions], k, preferred_element_type=used.dtype
-        )
-        window_start = positions // chunk_len * chunk_len - short_term
-        older = (token < window_start[:, None]) & (segment[:, positions, None] == segment[:, None])
-        logits = jnp.where(older[:, None], head_dim**-0.5 * logits, -jnp.inf)
+    def look(sums, chunk):
+        loss, count, slopes = sums
+        begin = chunk * chunk_len
+        positions = begin + queries
+        distance = begin - token
+        logits = similarity(
+            q[:, :, positions], rotate_back(k, jnp.maximum(distance, 0), config)
+        ).astype(window_logsumexp.dtype)
+        older = (distance > short_term) & (segment[:, positions, None] == segment[:, None])
+        logits = jnp.where(older[:, None], logits, -jnp.inf)
         normalizer = jnp.logaddexp(
             window_logsumexp[:, :, positions], jax.nn.logsumexp(logits, axis=-1)
         )
-        probability = jnp.exp(logits - normalizer[..., None])
-        return (jnp.maximum(used, probability.max(axis=2)), seen | older.any(axis=1)), None
+        use = jnp.exp(logits - normalizer[..., None]).max(axis=2)
+        age = log_age(jnp.maximum(distance, short_term + 1), config)
+        expected = forecast(frozen, age)
+        seen = older.any(axis=1)[:, None]
+        slope = jnp.where(seen, jax.nn.sigmoid(expected) - use, 0)  # d loss / d forecast
+        losses = jnp.where(seen, optax.sigmoid_binary_cross_entropy(expected, use), 0)
+        slopes = Saliency(slopes.s + slope, slopes.fading - slope * age)
+        return (
+            loss + jnp.sum(losses),
+            count + heads * jnp.sum(seen, dtype=count.dtype),
+            slopes,
+        ), None
 
-    first = jnp.zeros((batch, heads, time), window_logsumexp.dtype), jnp.zeros((batch, time), bool)
-    (used, seen), _ = lax.scan(look, first, positions.reshape(-1, group))
-    return used, seen
+    zero = jnp.zeros((), window_logsumexp.dtype)
+    first = zero, jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, frozen)
+    chunks = first_chunk + chunk_stride * jnp.arange(num_chunks // chunk_stride)
+    (loss, count, slopes), _ = lax.scan(look, first, chunks)
+    # A sum that is zero and has these slopes: the gradient, without another pass over the chunks.
+    tangent = jax.tree.map(lambda x, at, slope: jnp.sum(slope * (x - at)), s, frozen, slopes)
+    return (loss + tangent.s + tangent.fading) / jnp.maximum(count, 1)

@@ -69,9 +69,11 @@ def open_run(path: Path) -> Run:
     """Opens a workdir for reading.
 
     Raises:
-        UserError: the folder is missing, not a workdir, or has no checkpoints.
+        UserError: the folder is missing, not a workdir, or has no checkpoints, or its model needs
+            older code.
     """
     config = read_config(path)
+    _refuse_older_model(path)
     if not has_checkpoints(path):
         raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
     tokenizer = tokenizer_from_json((path / "tokenizer.json").read_text())
@@ -112,9 +114,10 @@ def check_config(path: Path, config: Config) -> None:
     """Checks, before anything is read or written, that a workdir is free or has this config.
 
     Raises:
-        UserError: it belongs to another config, or the folder is not a workdir.
+        UserError: it belongs to another config or to older code, or the folder is not a workdir.
     """
     if (path / "config.json").exists():
+        _refuse_older_model(path)
         different = differences(read_config(path), config)
         if different:
             raise UserError(
@@ -175,6 +178,16 @@ def read_config(path: Path) -> Config:
         return from_mapping(json.loads((path / "config.json").read_text()))
     except (ValueError, UserError) as error:
         raise UserError(f"{path}/config.json cannot be read: {error}") from error
+
+
+def _refuse_older_model(path: Path) -> None:
+    """Refuses a run from before saliency faded with age: its bank would be read differently now."""
+    model = json.loads((path / "config.json").read_text()).get("model", {})
+    if model.get("long_term") and "oldest_age" not in model:
+        raise UserError(
+            f"{path} was trained when long-term memory worked differently; train it again, or use "
+            "the code of that time (metrics.jsonl names its revision)"
+        )
 
 
 def _is_unfinished_workdir(path: Path) -> bool:

@@ -48,6 +48,11 @@ def open_source(config: Config, tokenizer: Tokenizer) -> Source:
             f"{differs[0] if differs else len(new)} is another token. Use the source's, with "
             f"--config.data.tokenizer={run.path}/tokenizer.json"
         )
+    if config.growth.moments == "grown" and run.config.train.optimizer != "adamw":
+        raise UserError(
+            f"{run.path} was trained with {run.config.train.optimizer}: only the moments of AdamW "
+            "can be grown; use --config.growth.moments=fresh"
+        )
     return Source(run, step, notes)
 
 

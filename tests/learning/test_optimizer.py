@@ -129,3 +129,49 @@ def test_the_moments_decay_as_configured(name):
     expected = -0.1 * (m / (1 - train.b1**2)) / math.sqrt(v / (1 - train.b2**2))
     update = updates_of(train, first, first, second)[1]
     np.testing.assert_allclose(update, [expected], rtol=1e-4)
+
+
+def test_muon_makes_the_update_of_each_map_orthogonal():
+    rng = np.random.default_rng(0)
+    D, rate, multiple = 16, 0.1, 3.0
+
+    def matrix(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    gradient = {
+        "W_fused": {"kernel": matrix(D, 6 * D), "bias": matrix(6 * D)},
+        "W_m": {"kernel": matrix(2 * D, D)},
+        "W_1": {"kernel": matrix(D, 4 * D)},
+        "embedding": {"embedding": matrix(20, D)},
+    }
+    params = jax.tree.map(lambda x: np.float32(2 * x), gradient)
+    train = config(
+        train__optimizer="muon", train__muon_rate=multiple, train__weight_decay=0.25
+    ).train
+    (update,) = updates_of(train, params, gradient, rate=rate)
+
+    def expect_orthogonal(update, gradient, params):
+        """U V^T of the gradient's singular value decomposition, to the precision of the iteration.
+
+        Newton and Schulz's quintic iteration ends with singular values between 0.6 and 1.3.
+        """
+        update = -update / (rate * multiple) - 0.25 * params
+        left, values, right = np.linalg.svd(np.float64(gradient), full_matrices=False)
+        scale = max(1, gradient.shape[1] / gradient.shape[0]) ** 0.5
+        achieved = np.diag(left.T @ np.float64(update) @ right.T) / scale
+        large = values > 0.1 * values[0]
+        assert np.all((achieved[large] > 0.6) & (achieved[large] < 1.3)), achieved
+        rest = left.T @ np.float64(update) @ right.T / scale - np.diag(achieved)
+        assert np.abs(rest).max() < 1e-2
+
+    for index in range(6):
+        one = np.s_[:, index * D : (index + 1) * D]
+        expect_orthogonal(*(x["W_fused"]["kernel"][one] for x in (update, gradient, params)))
+    for one in (np.s_[:D], np.s_[D:]):
+        expect_orthogonal(*(x["W_m"]["kernel"][one] for x in (update, gradient, params)))
+    expect_orthogonal(*(x["W_1"]["kernel"] for x in (update, gradient, params)))
+    # Adam's first update has the sign of the gradient; its length is that of Nesterov's momentum.
+    length = rate * (train.b1 * (1 - train.b1) / (1 - train.b1**2) + 1)
+    for name, part in (("embedding", "embedding"), ("W_fused", "bias")):
+        expected = -length * np.sign(gradient[name][part])
+        np.testing.assert_allclose(update[name][part], expected, rtol=1e-3)

@@ -18,7 +18,7 @@ from helpers import (
     widen,
 )
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.model.memory import MemoryState, Segments
+from mmrec_jax.model.memory import MemoryState, Saliency, Segments
 from mmrec_jax.model.memory_sequence import read_memories
 
 TIME = 32
@@ -99,9 +99,9 @@ def test_whole_sequence_equals_parts_with_carried_state(text, lengths):
     for layer, whole_layer in zip(state.layers, whole.state.layers, strict=True):
         np.testing.assert_allclose(layer.h, whole_layer.h, rtol=0, atol=2e-5)
         np.testing.assert_allclose(
-            layer.memory.long_s, whole_layer.memory.long_s, rtol=0, atol=2e-5
+            layer.memory.long_s.s, whole_layer.memory.long_s.s, rtol=0, atol=2e-5
         )
-        filled = np.isfinite(whole_layer.memory.long_s)
+        filled = np.isfinite(whole_layer.memory.long_s.s)
         for name in ("long_k", "long_v"):
             np.testing.assert_allclose(
                 getattr(layer.memory, name)[filled],
@@ -125,35 +125,41 @@ SLOTS, SHORT, CHUNK, HEADS = 5, 8, 4, 2
 
 
 @jax.jit
-def bank_positions(s, document):
+def bank_positions(s, fading, document):
     """Positions in the bank after reading a text in two calls; each key is its own position."""
     batch, heads, time = s.shape
     position = jnp.broadcast_to(jnp.arange(time, dtype=s.dtype)[:, None], (*s.shape, 2))
     start = jnp.diff(document, axis=1, prepend=-1) != 0
     number = jnp.cumsum(start, axis=1, dtype=jnp.int32)
+    sizes = {"chunk_len": CHUNK, "short_term": SHORT, "long_term": SLOTS}
+    config = small_config(dim=4, **sizes, oldest_age=16)
+    near, long = (batch, heads, SHORT + CHUNK), (batch, heads, SLOTS)
     state = MemoryState(
-        near_k=jnp.zeros((batch, heads, SHORT + CHUNK, 2)),
-        near_v=jnp.zeros((batch, heads, SHORT + CHUNK, 2)),
-        near_s=jnp.full((batch, heads, SHORT + CHUNK), -jnp.inf),
-        long_k=jnp.zeros((batch, heads, SLOTS, 2)),
-        long_v=jnp.zeros((batch, heads, SLOTS, 2)),
-        long_s=jnp.full((batch, heads, SLOTS), -jnp.inf),
+        near_k=jnp.zeros((*near, 2)),
+        near_v=jnp.zeros((*near, 2)),
+        near_s=Saliency(jnp.full(near, -jnp.inf), jnp.zeros(near)),
+        long_k=jnp.zeros((*long, 2)),
+        long_v=jnp.zeros((*long, 2)),
+        long_s=Saliency(jnp.full(long, -jnp.inf), jnp.zeros(long)),
+        long_distance=jnp.zeros(long, jnp.int32),
     )
     short = jnp.full((batch, SHORT), -1)
     for part in (slice(0, time // 2), slice(time // 2, time)):
         segments = Segments(start=start[:, part], tokens=number[:, part], short=short)
         k = position[:, :, part]
-        state = read_memories(k, k, k, s[:, :, part], segments, state, CHUNK).state
+        saliency = Saliency(s[:, :, part], fading[:, :, part])
+        state = read_memories(k, k, k, saliency, segments, state, config).state
         short = jnp.concatenate([short, number[:, part]], axis=1)[:, -SHORT:]
         # Documents are numbered from 0, the one in which the state ended.
         last = number[:, part.stop - 1 : part.stop]
         short = jnp.where(short == last, 0, -1)
         number -= last
-    return jnp.where(state.long_s > -jnp.inf, state.long_k[..., 0], -1), state.long_s
+    return jnp.where(state.long_s.s > -jnp.inf, state.long_k[..., 0], -1), state.long_s.s
 
 
 def check_bank(s, document):
-    positions, saliency = bank_positions(s, document)
+    """Saliencies that do not fade."""
+    positions, saliency = bank_positions(s, np.zeros_like(s), document)
     time = s.shape[-1]
     for b, head in np.ndindex(s.shape[:2]):
         number = oracle.number_documents(document[b])
@@ -179,10 +185,20 @@ def test_newer_of_equally_salient_tokens_wins():
     s = np.zeros((1, HEADS, 48), np.float32)
     s[0, 1, 3] = 1.0
     document = np.zeros((1, 48), np.int32)
-    positions, _ = bank_positions(s, document)
+    positions, _ = bank_positions(s, np.zeros_like(s), document)
     newest = list(range(48 - SHORT - SLOTS, 48 - SHORT))
     assert sorted(map(int, positions[0, 0])) == newest
     assert sorted(map(int, positions[0, 1])) == [3, *newest[1:]]
+
+
+@pytest.mark.parametrize(("lambda_", "kept"), [(0.0, [0, 1, 2, 23, 24]), (2.0, range(20, 25))])
+def test_tokens_that_fade_give_way_to_newer_ones(lambda_, kept):
+    s = np.full((1, HEADS, 48), -50.0, np.float32)
+    s[..., :3], s[..., 20:25] = 2.0, 0.0
+    fading = np.zeros_like(s)
+    fading[..., :3] = lambda_  # 2 - lambda log(1 + a), where a is 4 when the last of them leave
+    positions, _ = bank_positions(s, fading, np.zeros((1, 48), np.int32))
+    assert all(sorted(map(int, head)) == [*kept] for head in positions[0])
 
 
 def test_bank_forgets_a_document_that_has_ended():
@@ -191,7 +207,7 @@ def test_bank_forgets_a_document_that_has_ended():
     for first, left in ((20, 5), (38, 2), (40, 0)):
         document = documents_with_starts(48, (first,))
         s[..., 38:] = -9.0
-        positions, _ = bank_positions(s, document)
+        positions, _ = bank_positions(s, np.zeros_like(s), document)
         assert np.all(np.sum(positions >= 0, axis=-1) == left)
         assert np.all((positions >= first) | (positions == -1))
         check_bank(s, document)

@@ -19,7 +19,8 @@ from helpers import (
 )
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.lm import MMRec
-from mmrec_jax.model.saliency import use_without_eviction
+from mmrec_jax.model.memory import Saliency
+from mmrec_jax.model.saliency import saliency_loss
 
 BATCH, TIME = 2, 40
 CROSS_ENTROPY, SALIENCY, UBOO = np.eye(3, dtype=np.float32)
@@ -181,6 +182,15 @@ def test_initial_gradients_are_zero_only_behind_the_zero_of_dpg():
             assert np.any(x), name
 
 
+def test_queries_start_equal_to_keys_in_heads_with_shifted_keys():
+    config = small_config()
+    for block in initial_params(config)["blocks"].values():
+        found = dict(slices(block["W_fused"]))
+        q, k = (np.split(found[f"{name} kernel"], config.num_heads, axis=1) for name in "qk")
+        equal = [np.array_equal(*pair) for pair in zip(q, k, strict=True)]
+        assert equal == [head % 2 == 0 for head in range(config.num_heads)]
+
+
 def test_cross_entropy_alone_gives_saliency_no_gradient():
     """Selection has no gradient, and p is used for nothing else."""
     params, tokens = random_params(small_config()), random_tokens(BATCH, TIME)
@@ -202,59 +212,95 @@ def test_auxiliary_losses_equal_oracle(starts):
         output = forward(config)(params, tokens, documents, None, jax.random.key(0))
         aux = jax.device_get(output.aux)
     logits, traces = oracle.run_model(params, config, tokens, documents)
-    used = np.concatenate([text[0].used[text[0].seen] for text in traces])
+    used = np.concatenate([text[0].used[text[0].used >= 0] for text in traces])
     assert used.max() > 2 * np.median(used)
     np.testing.assert_allclose(output.logits, logits, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(aux.saliency, oracle.saliency_loss(traces), rtol=1e-10)
+    np.testing.assert_allclose(aux.saliency, oracle.saliency_loss(config, traces), rtol=1e-10)
     np.testing.assert_allclose(aux.uboo, oracle.uboo_loss(traces), rtol=1e-10)
 
 
-def brute_force_use(q, k, window_logsumexp, segment, chunk_len, short_term, queries):
-    """u [H, T] and the mask [T] of one text, query by query."""
-    heads, time, width = q.shape
-    q, k, window_logsumexp, segment = map(np.asarray, (q, k, window_logsumexp, segment))
-    used, seen = np.zeros((heads, time)), np.zeros(time, bool)
-    for i in queries:
-        window_start = i // chunk_len * chunk_len - short_term
-        older = [j for j in range(time) if j < window_start and segment[j] == segment[i]]
-        seen[older] = True
-        for head in range(heads):
-            query = oracle.rotate(q[head, i], short_term + chunk_len)
-            weights = np.exp(k[head, older] @ query / np.sqrt(width))
-            total = np.exp(window_logsumexp[head, i]) + np.sum(weights)
-            used[head, older] = np.maximum(used[head, older], weights / total)
-    return used, seen
-
-
-@pytest.mark.parametrize(("time", "max_queries", "stride"), [(72, 256, 1), (40, 13, 4)])
-def test_use_equals_brute_force_over_the_examined_queries(time, max_queries, stride):
-    """All queries (more than are examined together), and a sample with a random offset."""
-    batch, heads, width, chunk_len, short_term = 2, 2, 4, 4, 8
-    config = small_config(chunk_len=chunk_len, short_term=short_term, saliency_queries=max_queries)
-    rng = np.random.default_rng(0)
-    q, k = jnp.asarray(2 * rng.standard_normal((2, batch, heads, time, width)), jnp.float32)
-    window_logsumexp = jnp.asarray(rng.standard_normal((batch, heads, time)), jnp.float32)
-    segment = jnp.asarray(documents_with_starts(time, (), (10,)))
-    offsets = set()
-    for seed in range(3 if stride > 1 else 1):
-        used, seen = use_without_eviction(
-            config, q, k, window_logsumexp, segment, jax.random.key(seed)
-        )
-        matches = []
-        for offset in range(stride):
-            expected = [
-                brute_force_use(
-                    *(q[b], k[b], window_logsumexp[b], segment[b], chunk_len, short_term),
-                    range(offset, time, stride),
+def brute_force_saliency_loss(config, s, q, k, window_logsumexp, segment, queries):
+    """The loss over the given queries of each text, query by query."""
+    C, S, reach = config.chunk_len, config.short_term, config.seen_tokens
+    terms = []
+    for b, head in np.ndindex(q.shape[:2]):
+        used = {}
+        for i in queries:
+            begin = i // C * C
+            older = [j for j in range(begin - S) if segment[b, j] == segment[b, i]]
+            weights = [
+                np.exp(
+                    oracle.rotate(q[b, head, i], min(begin - j, reach) + i - begin)
+                    @ k[b, head, j]
+                    / np.sqrt(q.shape[-1])
                 )
-                for b in range(batch)
+                for j in older
             ]
-            if np.allclose(used, [u for u, _ in expected], rtol=1e-4, atol=1e-6):
-                matches.append(offset)
-                np.testing.assert_array_equal(seen, [mask for _, mask in expected])
-        assert len(matches) == 1
-        offsets.update(matches)
-    assert len(offsets) > 1 or stride == 1
+            total = np.exp(window_logsumexp[b, head, i]) + np.sum(weights)
+            for j, weight in zip(older, weights, strict=True):
+                used[j, begin] = max(used.get((j, begin), 0), weight / total)
+        for (j, begin), u in used.items():
+            age = (begin - j - S - 1) // C
+            logit = oracle.forecast(config, s.s[b, head, j], s.fading[b, head, j], age)
+            sigma = oracle.sigmoid(logit)
+            terms.append(-u * np.log(sigma) - (1 - u) * np.log(1 - sigma))
+    return np.mean(terms)
+
+
+@pytest.mark.parametrize(
+    ("max_queries", "chunk_stride", "stride"), [(256, 1, 1), (26, 1, 2), (5, 3, 4)]
+)
+def test_saliency_loss_equals_brute_force_over_the_examined_queries(
+    max_queries, chunk_stride, stride
+):
+    """All queries, half of those of each chunk, and one query of every third chunk."""
+    batch, heads, width, time, chunk_len = 2, 2, 4, 52, 4
+    config = small_config(dim=8, chunk_len=chunk_len, saliency_queries=max_queries)
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        q, k = jnp.asarray(2 * rng.standard_normal((2, batch, heads, time, width)))
+        window_logsumexp, *s = jnp.asarray(rng.standard_normal((3, batch, heads, time)))
+        s = Saliency(*s)
+        segment = jnp.asarray(documents_with_starts(time, (), (10,)))
+        texts = q, k, window_logsumexp, segment
+        found = set()
+        for seed in range(4 if stride > 1 else 1):
+            loss = saliency_loss(config, s, *texts, jax.random.key(seed))
+            for first_chunk, first_query in np.ndindex(chunk_stride, stride):
+                chunks = first_chunk + chunk_stride * np.arange(time // chunk_len // chunk_stride)
+                inside = first_query + stride * np.arange(chunk_len // stride)
+                queries = (chunk_len * chunks[:, None] + inside).ravel()
+                if np.isclose(loss, brute_force_saliency_loss(config, s, *texts, queries), 1e-9):
+                    found.add((first_chunk, first_query))
+                    break
+            else:
+                pytest.fail(f"no choice of queries gives the loss {loss}")
+    assert len(found) > 1 or stride == 1
+
+
+def test_gradient_of_the_saliency_loss_equals_finite_differences():
+    batch, heads, width, time = 2, 2, 4, 24
+    config, rng = small_config(dim=8), np.random.default_rng(0)
+    with jax.enable_x64(True):
+        q, k = jnp.asarray(2 * rng.standard_normal((2, batch, heads, time, width)))
+        window_logsumexp, *s = jnp.asarray(rng.standard_normal((3, batch, heads, time)))
+        texts = q, k, window_logsumexp, jnp.asarray(documents_with_starts(time, (), ()))
+        s = Saliency(*s)
+
+        @jax.jit
+        def loss(s):
+            return saliency_loss(config, s, *texts, jax.random.key(0))
+
+        gradient = jax.grad(loss)(s)
+        for field in Saliency._fields:
+            for place in ((0, 0, 1), (1, 1, 5), (1, 0, 11), (0, 1, 23)):
+                step = np.zeros(s.s.shape)
+                step[place] = 1e-5
+                above, below = (
+                    loss(s._replace(**{field: getattr(s, field) + sign * step})) for sign in (1, -1)
+                )
+                slope = getattr(gradient, field)[place]
+                np.testing.assert_allclose(slope, (above - below) / 2e-5, rtol=1e-6, atol=1e-9)
 
 
 def test_saliency_loss_pulls_saliency_towards_use():
@@ -322,7 +368,7 @@ def test_bfloat16_is_close_to_float32_and_keeps_a_float32_state():
     assert output.logits.dtype == jnp.float32
     for layer in output.state.layers:
         assert layer.h.dtype == jnp.float32
-        assert layer.memory.long_s.dtype == jnp.float32
+        assert layer.memory.long_s.s.dtype == jnp.float32
         assert layer.memory.long_k.dtype == jnp.bfloat16
     error = np.linalg.norm(output.logits - expected) / np.linalg.norm(expected)
     assert 1e-4 < error < 0.03

@@ -111,9 +111,12 @@ def check_states(actual, expected):
         np.testing.assert_allclose(layer.last_k, other.last_k, **CLOSE)
         memory, other = layer.memory._asdict(), other.memory._asdict()
         for name in memory:
-            filled = np.isfinite(other[f"{name[:-1]}s"])
-            cells = ... if name.endswith("s") else filled
-            np.testing.assert_allclose(memory[name][cells], other[name][cells], **CLOSE)
+            s = other[f"{name.partition('_')[0]}_s"].s
+            for field, expected in zip(
+                *map(jax.tree.leaves, (memory[name], other[name])), strict=True
+            ):
+                cells = ... if expected is s else np.isfinite(s)
+                np.testing.assert_allclose(field[cells], expected[cells], **CLOSE)
 
 
 def check_forms(state, tokens, documents, parts, params=PARAMS):

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import evaluate, make_eval_step
 from mmrec_jax.learning.step import init_train_state
-from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.runs.workdir import check_config, open_run
 from mmrec_jax.training.loop import plan_run
 from small_runs import (
     command,
+    config,
     environment,
     final_params,
     one_error_line,
@@ -190,3 +192,18 @@ def test_a_full_disk_gives_one_error_line_and_loses_nothing(undisturbed, tmp_pat
             np.testing.assert_array_equal(one, other)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_run_whose_bank_worked_differently_is_refused(tmp_path):
+    """A run from before saliency faded lacks a knob; without a bank it means what it meant."""
+    for long_term in (4, 0):
+        new = config(model__long_term=long_term)
+        old = json.loads(new.to_json())
+        del old["model"]["oldest_age"]
+        (tmp_path / "config.json").write_text(json.dumps(old))
+        if not long_term:
+            check_config(tmp_path, new)
+            continue
+        for refuses in (lambda: open_run(tmp_path), lambda: check_config(tmp_path, new)):  # noqa: B023
+            with pytest.raises(UserError, match="long-term memory worked differently; train it"):
+                refuses()
