@@ -36,13 +36,17 @@ class Memory(NamedTuple):
 
 
 def linear_scan(a, x, h0):
-    """h_t = a_t h_{t-1} + x_t over axis 1, with h_{-1} = h0."""
-    x = x.at[:, 0].add(a[:, 0] * h0)
+    """h_t = a_t h_{t-1} + x_t over axis 1, with h_{-1} = h0.
 
-    def compose(first, second):
-        return first[0] * second[0], second[0] * first[1] + second[1]
+    On two CPU cores, the gradient of an associative scan takes two to four times as long.
+    """
 
-    return lax.associative_scan(compose, (a, x), axis=1)[1]
+    def step(h, ax):
+        h = ax[0] * h + ax[1]
+        return h, h
+
+    _, h = lax.scan(step, h0, (jnp.swapaxes(a, 0, 1), jnp.swapaxes(x, 0, 1)))
+    return jnp.swapaxes(h, 0, 1)
 
 
 def _initial_lambda(key, width, dtype):

@@ -27,7 +27,7 @@ class Model(NamedTuple):
     functions: ModelFunctions
     sizes: str  # what was chosen, in words
     step: Callable[..., Output]  # (params, tokens [B], documents [B], state): reads one token
-    start: Callable[[int], Any]  # an empty state with room for so many tokens of one text
+    start: Callable[[int], Any]  # the empty state of one text of so many tokens
 
     @property
     def parameters(self) -> int:

@@ -6,7 +6,7 @@
 `Attention` reads a sequence in chunks of C tokens, each of which sees W tokens before it, so that
 the cost grows as T (W + C). Its state is the keys and values of the last W tokens. `FullAttention`
 has no state between windows: it sees the window from its beginning. To generate with it, give it
-slots: its state then holds that many keys and values, and a step costs as much as they are many.
+slots: its state then holds that many keys and values, and a step reads all of them.
 """
 
 from typing import NamedTuple
@@ -31,12 +31,18 @@ class Seen(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """The tokens of a document so far, in slots."""
+    """The tokens of a document so far: those in slots, which a step reads, and those since.
 
-    k: Array  # [B, key heads, slots, K], rotated
-    v: Array
-    live: Array  # [B, slots]
-    count: Array  # [B], tokens read; the same for all sequences
+    A step writes into `new` alone, because XLA's CPU compiler copies an array that the same program
+    reads in a matmul and writes to. Whoever writes more than NEW tokens has to move them to slots.
+    """
+
+    old: Seen  # [B, heads, slots, K], keys rotated
+    new: Seen  # [B, heads, NEW, K]
+    count: Array  # [B], position of the next token; the same for all sequences
+
+
+NEW = 128  # tokens of a cache outside its slots
 
 
 class Attention(nnx.Module):
@@ -49,10 +55,11 @@ class Attention(nnx.Module):
         self.W_qkv = linear(config, rngs)(config.dim, self.sizes[0] + 2 * self.sizes[1])
         self.W_o = linear(config, rngs, ends_branch=True)(config.dim, config.dim)
 
-    def init_state(self, batch: int) -> Seen:
-        shape = batch, self.key_heads, self.window, self.config.head_dim
+    def init_state(self, batch: int, window: int | None = None) -> Seen:
+        window = self.window if window is None else window
+        shape = batch, self.key_heads, window, self.config.head_dim
         k, v = (jnp.zeros(shape, self.config.dtype) for _ in range(2))
-        return Seen(k, v, jnp.zeros((batch, self.window), bool))
+        return Seen(k, v, jnp.zeros((batch, window), bool))
 
     def __call__(self, x, place: Place, state: Seen):
         q, k, v = self.project(x)
@@ -105,7 +112,8 @@ class FullAttention(Attention):
     def init_state(self, batch: int) -> Cache | tuple[()]:
         if not self.window:
             return ()
-        return Cache(*super().init_state(batch), jnp.zeros(batch, jnp.int32))
+        old, new = super().init_state(batch), super().init_state(batch, NEW)
+        return Cache(old, new, jnp.full(batch, self.window, jnp.int32))  # as if slots were full
 
     def __call__(self, x, place: Place, state: Cache | tuple[()]):
         q, k, v = self.project(x)
@@ -117,16 +125,29 @@ class FullAttention(Attention):
         return self.read(rotate(q, positions), rotate(k, positions), v, visible), state
 
     def step(self, q, k, v, place: Place, state: Cache):
-        """Reads a single token and writes it into the next slot."""
-        at = state.count[0]
-        angles = rotary(np.arange(state.k.shape[2]), q.shape[-1], q.dtype)
-        cos, sin = (lax.dynamic_slice_in_dim(x, at, 1) for x in angles)
+        """Reads a single token."""
+        slots = state.old.k.shape[2]
+        angles = rotary(np.arange(slots + NEW), q.shape[-1], q.dtype)
+        cos, sin = (lax.dynamic_slice_in_dim(x, state.count[0], 1) for x in angles)
         q, k = turn(q, cos, sin), turn(k, cos, sin)
-        live = jnp.where(place.start, False, state.live)
-        live = lax.dynamic_update_slice_in_dim(live, jnp.ones_like(place.start), at, axis=1)
-        k = lax.dynamic_update_slice_in_dim(state.k, k, at, axis=2)
-        v = lax.dynamic_update_slice_in_dim(state.v, v, at, axis=2)
-        return self.read(q, k, v, live[:, None]), Cache(k, v, live, state.count + 1)
+        old, new = (
+            seen._replace(live=jnp.where(place.start, False, seen.live))
+            for seen in (state.old, state.new)
+        )
+        at = state.count[0] - slots
+        new = Seen(
+            lax.dynamic_update_slice_in_dim(new.k, k, at, axis=2),
+            lax.dynamic_update_slice_in_dim(new.v, v, at, axis=2),
+            lax.dynamic_update_slice_in_dim(new.live, jnp.ones_like(place.start), at, axis=1),
+        )
+        logits = [
+            jnp.where(seen.live[:, None, None], similarity(q, seen.k), -jnp.inf)
+            for seen in (old, new)
+        ]
+        weights = nnx.softmax(jnp.concatenate(logits, axis=-1)).astype(v.dtype)
+        of_old, of_new = jnp.split(weights, [slots], axis=-1)
+        output = jnp.moveaxis(of_old @ old.v + of_new @ new.v, 1, 2)
+        return self.W_o(output.reshape(len(v), 1, -1)), Cache(old, new, state.count + 1)
 
 
 def default_hidden(dim: int) -> int:
