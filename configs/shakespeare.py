@@ -30,6 +30,7 @@ def get_config():
     config.train.batch_size = 12
     config.train.seq_len = 64
     config.train.num_steps = 2_000
+    config.train.optimizer = "muon"
     config.train.learning_rate = 2e-3
     config.train.initial_learning_rate = 0.0
     config.train.final_learning_rate = 1e-4

@@ -276,15 +276,15 @@ class TrainConfig(Section):
         "Tokens to train on, instead of num_epochs or num_steps; 0 for none.", 0, at_least(0)
     )
     optimizer: str = knob(
-        "AdamW for all parameters, or Muon for the kernels of linear maps and Adam for the others.",
-        "adamw",
+        "Muon for the kernels of linear maps and Adam for the others, or AdamW for all parameters.",
+        "muon",
         one_of("adamw", "muon"),
     )
     learning_rate: float = knob(
-        "Peak learning rate of AdamW, reached after warmup_steps.", check=at_least(0)
+        "Peak learning rate of Adam or AdamW, reached after warmup_steps.", check=at_least(0)
     )
     muon_rate: float = knob(
-        "Learning rate of Muon, as a multiple of that of AdamW.", 10.0, above(0)
+        "Learning rate of Muon, as a multiple of learning_rate.", 10.0, above(0)
     )
     initial_learning_rate: float = knob(
         "Learning rate at the start of the warm-up.", 0.0, at_least(0)

@@ -188,7 +188,10 @@ def run_layer(params, config, x, document):
                 forecast(config, trace.s[j, head], trace.fading[j, head], age(begin, j))
                 for j in bank
             ]
-            biased = [far[j] + np.log(sigmoid(x)) for j, x in zip(bank, expected, strict=True)]
+            biased = [
+                far[j] + np.log(sigmoid(x)) - np.log(sigmoid(-4.0))
+                for j, x in zip(bank, expected, strict=True)
+            ]
             weights = softmax(np.array(near + biased))
             read.append(weights @ values[window + bank, head])
 

@@ -24,9 +24,6 @@ from mmrec_jax.model.ops import Linear, affine, dropout
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
-# Initially no token is expected to be used. Otherwise a bank that is carried from the first steps
-# on would hold on to tokens that an untrained model has chosen.
-INITIAL_SALIENCY = -4.0
 INITIAL_FADING = -1.0  # the logit of lambda, log(1 + exp(-1)) = 0.3
 
 
@@ -83,7 +80,9 @@ def _initial_saliency(config: ModelConfig):
     """Initializer of the biases of W_fused: zero except those of p."""
 
     def init(key, shape, dtype):
-        p = jnp.repeat(jnp.array([INITIAL_SALIENCY, INITIAL_FADING], dtype), config.head_dim // 2)
+        p = jnp.repeat(
+            jnp.array([memory.INITIAL_SALIENCY, INITIAL_FADING], dtype), config.head_dim // 2
+        )
         p = jnp.tile(p / config.head_dim**0.5, config.num_heads)
         return jnp.zeros(shape, dtype).at[4 * config.dim : 5 * config.dim].set(p)
 

@@ -33,6 +33,9 @@ ROPE_BASE = 10_000.0
 # first layer, but the forms of the model round it differently; if they compared it to the last bit,
 # they would keep different tokens.
 TIE = 1e-4
+# s before training: no token is expected to be used. Otherwise a bank that is carried from the
+# first steps on would hold on to tokens that an untrained model has chosen.
+INITIAL_SALIENCY = -4.0
 
 
 class Saliency(NamedTuple):
@@ -168,12 +171,14 @@ def forecast(
 
 
 def bank_bias(forecasts: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
-    """The bias that is added to the logits of the bank: log sigma(forecast); -inf: an empty slot.
+    """What is added to the logits of the bank: log sigma(forecast) - log sigma(INITIAL_SALIENCY).
 
-    It keeps tokens that are not expected to be used from distracting. It has no gradient: saliency
+    So an untrained model reads the bank like a part of the window, and a trained one reads above
+    all what it expects to use. An empty slot has a forecast of -inf. There is no gradient: saliency
     learns from its own loss (saliency.py).
     """
-    return lax.stop_gradient(jax.nn.log_sigmoid(forecasts))
+    initial = np.log1p(np.exp(-INITIAL_SALIENCY))  # - log sigma
+    return lax.stop_gradient(jax.nn.log_sigmoid(forecasts) + initial)
 
 
 def most_useful(forecasts: Float[Array, "*batch P"], slots: int) -> Int[Array, "*batch M"]:

@@ -175,7 +175,10 @@ def read_config(path: Path) -> Config:
     if not (path / "config.json").exists():
         raise UserError(f"{path} is not a workdir: it has no config.json; train first")
     try:
-        return from_mapping(json.loads((path / "config.json").read_text()))
+        values = json.loads((path / "config.json").read_text())
+        if isinstance(values, dict) and isinstance(values.get("train"), dict):
+            values["train"].setdefault("optimizer", "adamw")  # before there was a choice
+        return from_mapping(values)
     except (ValueError, UserError) as error:
         raise UserError(f"{path}/config.json cannot be read: {error}") from error
 
