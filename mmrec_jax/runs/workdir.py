@@ -73,7 +73,7 @@ def open_run(path: Path) -> Run:
             older code.
     """
     config = read_config(path)
-    _refuse_older_model(path)
+    _refuse_older_model(path, config)
     if not has_checkpoints(path):
         raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
     tokenizer = tokenizer_from_json((path / "tokenizer.json").read_text())
@@ -117,8 +117,9 @@ def check_config(path: Path, config: Config) -> None:
         UserError: it belongs to another config or to older code, or the folder is not a workdir.
     """
     if (path / "config.json").exists():
-        _refuse_older_model(path)
-        different = differences(read_config(path), config)
+        saved = read_config(path)
+        _refuse_older_model(path, saved)
+        different = differences(saved, config)
         if different:
             raise UserError(
                 f"{path} belongs to a run with another config ({'; '.join(different)}); use "
@@ -170,23 +171,33 @@ def read_config(path: Path) -> Config:
     Raises:
         UserError: the folder is missing, not a workdir, or damaged.
     """
+    values = _saved_values(path)
+    if isinstance(values.get("train"), dict):
+        values["train"].setdefault("optimizer", "adamw")  # before there was a choice
+    try:
+        return from_mapping(values)
+    except UserError as error:
+        raise UserError(f"{path}/config.json cannot be read: {error}") from error
+
+
+def _saved_values(path: Path) -> dict:
+    """The contents of config.json."""
     if not path.is_dir():
         raise UserError(f"there is no workdir {path}; train first, or use another --workdir")
     if not (path / "config.json").exists():
         raise UserError(f"{path} is not a workdir: it has no config.json; train first")
     try:
         values = json.loads((path / "config.json").read_text())
-        if isinstance(values, dict) and isinstance(values.get("train"), dict):
-            values["train"].setdefault("optimizer", "adamw")  # before there was a choice
-        return from_mapping(values)
-    except (ValueError, UserError) as error:
+    except ValueError as error:
         raise UserError(f"{path}/config.json cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}/config.json cannot be read: it is not a JSON object")
+    return values
 
 
-def _refuse_older_model(path: Path) -> None:
+def _refuse_older_model(path: Path, config: Config) -> None:
     """Refuses a run from before saliency faded with age: its bank would be read differently now."""
-    model = json.loads((path / "config.json").read_text()).get("model", {})
-    if model.get("long_term") and "oldest_age" not in model:
+    if config.model.long_term and "oldest_age" not in _saved_values(path)["model"]:
         raise UserError(
             f"{path} was trained when long-term memory worked differently; train it again, or use "
             "the code of that time (metrics.jsonl names its revision)"

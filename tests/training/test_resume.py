@@ -207,3 +207,11 @@ def test_a_run_whose_bank_worked_differently_is_refused(tmp_path):
         for refuses in (lambda: open_run(tmp_path), lambda: check_config(tmp_path, new)):  # noqa: B023
             with pytest.raises(UserError, match="long-term memory worked differently; train it"):
                 refuses()
+
+
+@pytest.mark.parametrize("text", ['{"model": ', "[]", "{}", '{"model": 3, "train": []}'])
+def test_a_damaged_config_is_reported_wherever_it_is_read(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    for read in (open_run, lambda path: check_config(path, config())):
+        with pytest.raises(UserError, match=f"{tmp_path}/config.json cannot be read: "):
+            read(tmp_path)
