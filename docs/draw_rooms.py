@@ -81,7 +81,7 @@ def _draw_room(axes, room: str, x: float, y: float, width: float) -> None:
     box = plt.Rectangle((x + gap, y - HEIGHT), width - 2 * gap, HEIGHT)
     box.set(facecolor="#f3f6fa", edgecolor="#555f6d")
     axes.add_patch(box)
-    inside = "" if room in FOUNDATION else textwrap.fill(modules(room), int(13 * width))
+    inside = "" if room in FOUNDATION else textwrap.fill(modules(room), int(15 * width))
     axes.text(x + 0.15, y - 0.17, room, weight="bold", va="center", size=10)
     axes.text(x + 0.15, y - 0.29, inside, va="top", size=7, linespacing=1.15)
 

@@ -1,6 +1,6 @@
 """How a config is declared: a knob has a type, a default, a meaning and a check, in one place.
 
-`config.py` declares the knobs. From there come the ConfigDict that a config file starts with, the
+`config/` declares the knobs. From there come the ConfigDict that a config file starts with, the
 validated dataclasses that the code reads, and what `train.py --help_config` prints.
 """
 

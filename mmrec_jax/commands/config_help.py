@@ -1,4 +1,4 @@
-"""The list of all knobs declared in `config.py`, as Markdown that also reads well in a terminal.
+"""The list of all knobs declared in `config/`, as Markdown that also reads well in a terminal.
 
 python train.py --help_config
 python -m mmrec_jax.commands.config_help > docs/config.md
@@ -14,7 +14,7 @@ _START = """\
 
 Set a knob in a config file, or as a flag: --config.train.learning_rate=1e-3. A knob without a
 default must be set. `python train.py --help_config` prints this list, which is declared in
-mmrec_jax/config.py; `python -m mmrec_jax.commands.config_help > docs/config.md` writes it here.
+mmrec_jax/config/; `python -m mmrec_jax.commands.config_help > docs/config.md` writes it here.
 """
 
 
