@@ -55,9 +55,7 @@ def main():
     for name in set(names) - set(models.NAMES):
         raise UserError(f"--models has {name!r}; choose from {', '.join(models.NAMES)}")
     config = _config()
-    shape = config.model
-    window = shape.short_term + shape.chunk_len + shape.long_term
-    rows = models.build(names, config, window)
+    rows = models.build(names, config, window=config.model.seen_tokens)
     tables.print_sizes(rows)
 
     folder = Path(_WORKDIR.value)

@@ -22,7 +22,7 @@ from jax import Array
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.block import AuxLosses, RMSNorm, param_dtype
 from mmrec_jax.model.interface import ModelFunctions
-from mmrec_jax.model.lm import NO_DOCUMENT, Output
+from mmrec_jax.model.lm import NO_DOCUMENT, Output, embedding
 from mmrec_jax.model.ops import Linear, dropout
 
 
@@ -58,14 +58,7 @@ class Stack(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, mixers, mlps=()):
         """`mixers`: one per layer; `mlps`: as many, or none."""
         self.config = config
-        self.embedding = nnx.Embed(
-            config.vocab_size,
-            config.dim,
-            dtype=jnp.dtype(config.dtype),
-            param_dtype=param_dtype(config),
-            embedding_init=nnx.initializers.normal(config.dim**-0.5),
-            rngs=rngs,
-        )
+        self.embedding = embedding(config, rngs)
         self.mixers = nnx.List([Residual(config, mixer) for mixer in mixers])
         self.mlps = nnx.List([Residual(config, mlp) for mlp in mlps])
         self.norm = RMSNorm(config)

@@ -57,20 +57,27 @@ def init_state(config: ModelConfig, batch: int) -> State:
     )
 
 
+def embedding(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Embed:
+    """The embedding, which is also the output matrix.
+
+    Logits of unit variance make the first loss just above log V.
+    """
+    return nnx.Embed(
+        config.vocab_size,
+        config.dim,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=param_dtype(config),
+        embedding_init=nnx.initializers.normal(config.dim**-0.5),
+        rngs=rngs,
+    )
+
+
 class MMRec(nnx.Module):
     """The model, a container of parameters. The state is an argument and a result."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = nnx.Embed(
-            config.vocab_size,
-            config.dim,
-            dtype=jnp.dtype(config.dtype),
-            param_dtype=param_dtype(config),
-            # Also the output matrix: logits of unit variance make the first loss just above log V.
-            embedding_init=nnx.initializers.normal(config.dim**-0.5),
-            rngs=rngs,
-        )
+        self.embedding = embedding(config, rngs)
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config)
 

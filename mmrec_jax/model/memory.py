@@ -4,7 +4,8 @@ Time is divided into chunks of C tokens. A query attends to the S tokens before 
 chunk up to itself (short-term memory), and to the bank: per head, M of all older tokens (long-term
 memory). Rotary positions are exact up to S + C + M tokens before the chunk; older tokens are read
 as if they were there. So the bank would be the far part of a sliding window of S + C + M tokens if
-it kept the newest tokens, but it keeps those that are expected to be used most.
+it kept the newest tokens. Instead it keeps those that are expected to be used most, and adds the
+logarithm of their expected use to their logits (`bank_bias`).
 
 When a chunk is complete, the C tokens that leave short-term memory are offered to the bank
 (consolidation), which compares the forecasts of their use (`Saliency`) at their present ages.
@@ -166,7 +167,7 @@ def log_age(
 def forecast(
     saliency: Saliency, distance: Int[Array, "..."], config: ModelConfig
 ) -> Float[Array, "..."]:
-    """The logit of use: s - lambda log(1 + min(a, A)), for a chunk that begins so much later."""
+    """The logit of use, s - lambda log(1 + min(a, A)), in a chunk `distance` tokens after it."""
     return saliency.s - saliency.fading * log_age(distance, config, saliency.s.dtype)
 
 

@@ -21,6 +21,8 @@ from mmrec_jax.data.sources.recall import TASKS, chance
 from mmrec_jax.learning.breakdown import Breakdown, Bucket
 from mmrec_jax.report.run_log import RunLog
 
+FEWEST_TOKENS = 100  # in a bucket that is plotted by distance
+NEVER = -1.5  # where the loss of tokens that have not occurred before is plotted
 BINS = 800  # of a curve: with more steps, the mean and range of each bin are drawn
 _MARKERS = "osD^vPX"
 _INK = {"light": "#1d2129", "dark": "#e4e6eb"}
@@ -246,7 +248,7 @@ def plot_distances(
                 _plot_buckets(of_kind[1], breakdown.buckets(kind, minus=first), name, style)
             for axes in of_kind if reaches.get(name) else ():
                 axes.axvline(np.log2(reaches[name]), color=style["color"], linestyle=":")
-    buckets = [of for kind in titles for of in first.buckets(kind) if of.tokens >= FEWEST]
+    buckets = [of for kind in titles for of in first.buckets(kind) if of.tokens >= FEWEST_TOKENS]
     right = int(np.log2(max((of.last or 1 for of in buckets), default=1))) + 1
     panels[0, 0].set_xlim(NEVER - 0.7, right + 0.2)
     panels[0, 0].set_xticks([NEVER, *range(0, right + 1, -(-right // 7))])
@@ -262,13 +264,9 @@ def plot_distances(
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
 
 
-FEWEST = 100  # tokens in a bucket that is plotted by distance
-NEVER = -1.5  # where the loss of tokens that have not occurred before is plotted
-
-
 def _plot_buckets(axes: Axes, buckets: Sequence[Bucket], name: str, style: dict) -> None:
     """Plots losses at the middle of their buckets, on an axis of log2, or alone at NEVER."""
-    buckets = [bucket for bucket in buckets if bucket.tokens >= FEWEST]
+    buckets = [bucket for bucket in buckets if bucket.tokens >= FEWEST_TOKENS]
     known = [bucket for bucket in buckets if bucket.first is not None]
     never = [bucket for bucket in buckets if bucket.first is None]
     for part, label in ((known, name), (never, "")):
