@@ -248,24 +248,25 @@ def brute_force_saliency_loss(config, s, q, k, window_logsumexp, segment, querie
 
 
 @pytest.mark.parametrize(
-    ("max_queries", "chunk_stride", "stride"), [(256, 1, 1), (26, 1, 2), (5, 3, 4)]
+    ("max_queries", "chunk_stride", "stride"), [(256, 1, 1), (20, 1, 2), (4, 3, 4)]
 )
 def test_saliency_loss_equals_brute_force_over_the_examined_queries(
     max_queries, chunk_stride, stride
 ):
     """All queries, half of those of each chunk, and one query of every third chunk."""
-    batch, heads, width, time, chunk_len = 2, 2, 4, 52, 4
+    batch, heads, width, time, chunk_len = 1, 2, 4, 40, 4
     config = small_config(dim=8, chunk_len=chunk_len, saliency_queries=max_queries)
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         q, k = jnp.asarray(2 * rng.standard_normal((2, batch, heads, time, width)))
         window_logsumexp, *s = jnp.asarray(rng.standard_normal((3, batch, heads, time)))
         s = Saliency(*s)
-        segment = jnp.asarray(documents_with_starts(time, (), (10,)))
+        segment = jnp.asarray(documents_with_starts(time, (10,)))
         texts = q, k, window_logsumexp, segment
         found = set()
+        loss_of = jax.jit(lambda key: saliency_loss(config, s, *texts, key))
         for seed in range(4 if stride > 1 else 1):
-            loss = saliency_loss(config, s, *texts, jax.random.key(seed))
+            loss = loss_of(jax.random.key(seed))
             for first_chunk, first_query in np.ndindex(chunk_stride, stride):
                 chunks = first_chunk + chunk_stride * np.arange(time // chunk_len // chunk_stride)
                 inside = first_query + stride * np.arange(chunk_len // stride)
