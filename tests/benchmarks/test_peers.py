@@ -62,6 +62,7 @@ def close(actual, expected, tolerance=2e-4):
 # --- what all of them do ---
 
 
+@pytest.mark.slow
 def test_reading_token_by_token_gives_what_windows_give(name):
     model, params, _ = model_of(name)
     logits, state = windows(name)
@@ -119,6 +120,7 @@ def test_a_fresh_lane_starts_from_an_empty_state(name):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[1], y[1]), begun, state)
 
 
+@pytest.mark.slow
 def test_every_peer_is_as_large_as_mmrec():
     cfg = config(model__dim=64, model__num_layers=2)
     vocab, D, layers = 64, 64, 2
