@@ -26,8 +26,9 @@ class TrainingWindows:
     """Training batches that read each window of a split once per epoch, except a few left out.
 
     Consecutive windows form stretches, in a new random order each epoch, and each row of a batch,
-    a lane, reads one stretch after another. All lanes begin a stretch at the same step, so windows
-    that do not fill a stretch for every lane are left out.
+    a lane, reads one stretch after another. Lanes begin their stretches at different steps, so that
+    each batch has windows with as little and as much memory as any other. In an epoch each lane
+    reads as many stretches as any other; those that are left over are left out.
     """
 
     def __init__(
@@ -56,14 +57,19 @@ class TrainingWindows:
     def __getitem__(self, step: int) -> Batch:
         """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        turn, window = divmod(index, self._stretch)
         order = range(self._num_stretches)
         if self._shuffled:
             order = shuffled(self._num_stretches, self._seed, epoch)
-        first = turn * self._batch_size
-        chosen = [order[first + row] * self._stretch + window for row in self._rows]
-        starts = [number * self._seq_len for number in chosen]
-        return windows(self._split, starts, self._seq_len, fresh=window == 0)
+        starts, fresh = [], []
+        for row in self._rows:
+            # Where a lane is ahead of the first one, it reads the rest of a stretch first of all in
+            # the epoch, and its beginning last of all.
+            ahead = row % self._stretch if self._shuffled else 0
+            turn, window = divmod((index + ahead) % self.steps_per_epoch, self._stretch)
+            number = order[turn * self._batch_size + row] * self._stretch + window
+            starts.append(number * self._seq_len)
+            fresh.append(window == 0 or index == 0)
+        return windows(self._split, starts, self._seq_len, fresh)
 
 
 class RecallTexts:

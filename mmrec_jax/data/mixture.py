@@ -79,12 +79,14 @@ class MixtureWindows:
 
     def __getitem__(self, step: int) -> Batch:
         """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
-        turn, window = divmod(step, self._stretch)
-        starts = []
+        starts, fresh = [], []
         for row in self._rows:
+            ahead = row % self._stretch  # lanes begin their stretches at different steps
+            turn, window = divmod(step + ahead, self._stretch)
             corpus, count = self._shares[turn * self._batch_size + row]
             epoch, index = divmod(count, self._stretches[corpus])
             order = shuffled(self._stretches[corpus], self._seed, epoch, corpus)
             number = order[index] * self._stretch + window
             starts.append(self._first[corpus] + number * self._seq_len)
-        return windows(self._split, starts, self._seq_len, fresh=window == 0)
+            fresh.append(window == 0 or step == 0)
+        return windows(self._split, starts, self._seq_len, fresh)

@@ -52,8 +52,13 @@ def shuffled(count: int, *seeds: int) -> grain.MapDataset:
     return grain.MapDataset.range(count).shuffle(seed=int(seed))
 
 
-def windows(split: Split, starts: Sequence[int], seq_len: int, fresh: bool) -> Batch:
-    """The windows that start at given tokens; positions past the end of the split are padding."""
+def windows(
+    split: Split, starts: Sequence[int], seq_len: int, fresh: bool | Sequence[bool]
+) -> Batch:
+    """The windows that start at given tokens; positions past the end of the split are padding.
+
+    `fresh`: for each window, or for all, whether it begins with an empty memory.
+    """
     shape = len(starts), seq_len + 1
     tokens, documents = np.full(shape, split.padding, np.int32), np.zeros(shape, np.int32)
     known = np.zeros(shape, bool)
@@ -71,5 +76,5 @@ def windows(split: Split, starts: Sequence[int], seq_len: int, fresh: bool) -> B
         documents=documents[:, :-1],
         targets=tokens[:, 1:],
         weights=known[:, 1:].astype(np.float32),
-        fresh=np.full(len(tokens), fresh),
+        fresh=np.full(len(tokens), fresh, bool),
     )
