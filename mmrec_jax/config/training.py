@@ -35,6 +35,12 @@ class TrainConfig(Section):
     muon_rate: float = knob(
         "Learning rate of Muon, as a multiple of learning_rate.", 10.0, above(0)
     )
+    base_dim: int = knob(
+        "The model.dim at which learning_rate was chosen. At another, the rate of the embedding, "
+        "and with AdamW of all kernels, is multiplied by base_dim / dim; 0 for the same rates.",
+        0,
+        at_least(0),
+    )
     initial_learning_rate: float = knob(
         "Learning rate at the start of the warm-up.", 0.0, at_least(0)
     )

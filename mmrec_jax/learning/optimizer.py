@@ -40,7 +40,29 @@ def slower_where(where, rate: float) -> optax.GradientTransformation:
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW, or Muon for kernels and AdamW for all else."""
     update = _muon(config, schedule) if config.optimizer == "muon" else _adamw(config, schedule)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.base_dim:
+        return optax.chain(clip, update, _rates_of_width(config))
+    return optax.chain(clip, update)
+
+
+def _rates_of_width(config: TrainConfig) -> optax.GradientTransformation:
+    """Makes the rates that are best at D = `base_dim` fit other widths (Yang et al., 2022).
+
+    Adam moves every element by about the learning rate, in directions that agree, so the outputs of
+    a map move in proportion to its inputs: the update of maps from D channels, logits included, is
+    multiplied by base_dim / D. Biases and norms act on single channels and keep their rate. So does
+    Muon, whose update of a map moves its outputs as far at any width.
+    """
+    scaled = ("embedding",) if config.optimizer == "muon" else ("embedding", "kernel")
+
+    def scale(updates, _):
+        ratio = config.base_dim / updates["embedding"]["embedding"].shape[1]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: ratio * x if path[-1].key in scaled else x, updates
+        )
+
+    return optax.stateless(scale)
 
 
 def _adamw(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

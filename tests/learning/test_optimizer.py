@@ -175,3 +175,25 @@ def test_muon_makes_the_update_of_each_map_orthogonal():
     for name, part in (("embedding", "embedding"), ("W_fused", "bias")):
         expected = -length * np.sign(gradient[name][part])
         np.testing.assert_allclose(update[name][part], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_rates_are_those_of_the_base_width(optimizer):
+    rng = np.random.default_rng(0)
+    gradient = {
+        "W_o": {"kernel": rng.standard_normal((24, 24)), "bias": rng.standard_normal(24)},
+        "embedding": {"embedding": rng.standard_normal((20, 24))},
+    }
+    gradient = jax.tree.map(np.float32, gradient)
+    changes = {"train__optimizer": optimizer, "train__weight_decay": 0.0}
+    plain, scaled = (
+        updates_of(config(train__base_dim=base, **changes).train, gradient, gradient)[0]
+        for base in (0, 8)
+    )
+    ratio = jax.tree.map(lambda x, y: np.unique(np.round(y / x, 5)), plain, scaled)
+    third = np.float32([0.33333])
+    kernel = third if optimizer == "adamw" else [1]
+    expected = {"W_o": {"kernel": kernel, "bias": [1]}, "embedding": {"embedding": third}}
+    jax.tree.map(
+        np.testing.assert_array_equal, ratio, expected, is_leaf=lambda x: isinstance(x, list)
+    )
