@@ -65,6 +65,12 @@ class TrainConfig(Section):
         0,
         at_least(0),
     )
+    carry_groups: int = knob(
+        "Groups of batch_size rows that take turns, each with its own memory, so that what is read "
+        "on is read this many steps later.",
+        1,
+        at_least(1),
+    )
     accumulate_steps: int = knob(
         "Micro-batches whose gradients are averaged into one step.", 1, at_least(1)
     )
@@ -105,6 +111,11 @@ class TrainConfig(Section):
     def step_tokens(self) -> int:
         """Tokens per step."""
         return self.batch_size * self.seq_len
+
+    @property
+    def lanes(self) -> int:
+        """Rows of all groups together: sequences whose memory is carried at the same time."""
+        return self.batch_size * self.carry_groups
 
     @property
     def fixed_steps(self) -> int:

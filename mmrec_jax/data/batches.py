@@ -38,35 +38,41 @@ class TrainingWindows:
         seq_len: int,
         seed: int,
         stretch: int | None = None,
+        groups: int = 1,
         host: Host = ALONE,
     ):
         """`stretch`: windows that a lane reads in order, with carried memory.
 
-        0: as many as there are, in the order of the corpus. None: memory is not carried.
+        0: as many as there are, in the order of the corpus. None: memory is not carried. `groups`
+        of lanes take turns: a batch has the lanes of one.
         """
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
-        self._rows = host.rows(batch_size)
+        self._rows, self._groups = host.rows(batch_size), groups
         count = max(split.num_tokens - 1, 0) // seq_len
-        longest = count // batch_size
+        self._lanes = batch_size * groups
+        longest = count // self._lanes
         self._stretch = 1 if stretch is None else min(stretch or longest, longest)
         self._num_stretches = count // self._stretch
-        self.steps_per_epoch = self._num_stretches // batch_size * self._stretch
+        self._turns = self._num_stretches // self._lanes * self._stretch  # of a group
+        self.steps_per_epoch = self._turns * groups
         # Memory that is carried through the whole epoch reads the corpus in its order.
-        self._shuffled = stretch is None or self.steps_per_epoch > self._stretch
+        self._shuffled = stretch is None or self._turns > self._stretch
 
     def __getitem__(self, step: int) -> Batch:
         """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
+        index, group = divmod(index, self._groups)
         order = range(self._num_stretches)
         if self._shuffled:
             order = shuffled(self._num_stretches, self._seed, epoch)
         starts, fresh = [], []
         for row in self._rows:
+            lane = group * self._batch_size + row
             # Where a lane is ahead of the first one, it reads the rest of a stretch first of all in
             # the epoch, and its beginning last of all.
-            ahead = row % self._stretch if self._shuffled else 0
-            turn, window = divmod((index + ahead) % self.steps_per_epoch, self._stretch)
-            number = order[turn * self._batch_size + row] * self._stretch + window
+            ahead = lane % self._stretch if self._shuffled else 0
+            turn, window = divmod((index + ahead) % self._turns, self._stretch)
+            number = order[turn * self._lanes + lane] * self._stretch + window
             starts.append(number * self._seq_len)
             fresh.append(window == 0 or index == 0)
         return windows(self._split, starts, self._seq_len, fresh)
@@ -102,12 +108,11 @@ def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batche
     if config.data.source == "recall":
         return RecallTexts(config, host)
     stretch = train.carry_windows if train.carry_memory else None
+    shape = train.batch_size, train.seq_len, train.seed
     if config.data.mixture:
         weights = [weight for weight, _ in config.data.components]
-        return MixtureWindows(
-            split, weights, train.batch_size, train.seq_len, train.seed, stretch or 1, host
-        )
-    return TrainingWindows(split, train.batch_size, train.seq_len, train.seed, stretch, host)
+        return MixtureWindows(split, weights, *shape, stretch or 1, train.carry_groups, host)
+    return TrainingWindows(split, *shape, stretch, train.carry_groups, host)
 
 
 def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:

@@ -55,15 +55,19 @@ class MixtureWindows:
         seq_len: int,
         seed: int,
         stretch: int = 1,
+        groups: int = 1,
         host: Host = ALONE,
     ):
         """`split`: the corpora in order; `weights`: their shares; `stretch`: windows in a row.
+
+        `groups` of lanes take turns: a batch has the lanes of one.
 
         Raises:
             UserError: a corpus has less than one stretch.
         """
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
-        self._stretch, self._rows = stretch, host.rows(batch_size)
+        self._stretch, self._groups, self._rows = stretch, groups, host.rows(batch_size)
+        self._lanes = batch_size * groups
         tokens = split.part_tokens[: len(weights)]
         self._first = [0, *itertools.accumulate(tokens)]  # token of each corpus
         self._stretches = [max(count - 1, 0) // seq_len // stretch for count in tokens]
@@ -79,14 +83,16 @@ class MixtureWindows:
 
     def __getitem__(self, step: int) -> Batch:
         """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
+        own_turn, group = divmod(step, self._groups)
         starts, fresh = [], []
         for row in self._rows:
-            ahead = row % self._stretch  # lanes begin their stretches at different steps
-            turn, window = divmod(step + ahead, self._stretch)
-            corpus, count = self._shares[turn * self._batch_size + row]
+            lane = group * self._batch_size + row
+            ahead = lane % self._stretch  # lanes begin their stretches at different steps
+            turn, window = divmod(own_turn + ahead, self._stretch)
+            corpus, count = self._shares[turn * self._lanes + lane]
             epoch, index = divmod(count, self._stretches[corpus])
             order = shuffled(self._stretches[corpus], self._seed, epoch, corpus)
             number = order[index] * self._stretch + window
             starts.append(self._first[corpus] + number * self._seq_len)
-            fresh.append(window == 0 or step == 0)
+            fresh.append(window == 0 or own_turn == 0)
         return windows(self._split, starts, self._seq_len, fresh)

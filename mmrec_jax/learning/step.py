@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]  # number of steps done
     params: Params
     opt_state: optax.OptState
-    memory: Any = None  # the state of the lanes, if memory is carried
+    memory: Any = None  # if it is carried: the state of the lanes, [groups, batch, ..]
 
 
 class StepMetrics(NamedTuple):
@@ -48,7 +48,12 @@ def init_train_state(
     """
     model = mmrec(config.model) if model is None else model
     params = model.init_params(key) if params is None else params
-    memory = model.init_state(config.train.batch_size) if config.train.carry_memory else None
+    memory, train = None, config.train
+    if train.carry_memory:
+        memory = model.init_state(train.lanes)
+        memory = jax.tree.map(
+            lambda x: x.reshape(train.carry_groups, train.batch_size, *x.shape[1:]), memory
+        )
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), memory)
 
 
@@ -89,9 +94,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The jitted step. It donates the state; dropout depends only on the seed and the step.
 
-    With `train.carry_memory`, a sequence that is not fresh starts from the state of its lane after
-    the previous step. That state is an input, so no gradient flows back into it. `model` is MM-Rec
-    unless another language model is given.
+    With `train.carry_memory`, a sequence that is not fresh starts from the state in which its lane
+    was left when its group had its last turn. That state is an input, so no gradient flows back
+    into it. `model` is MM-Rec unless another language model is given.
     """
     model = mmrec(config.model) if model is None else model
     micro_batches = config.train.accumulate_steps
@@ -127,8 +132,10 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        memory = begin(model, state.memory, batch)
+        group = state.step % config.train.carry_groups
+        memory = begin(model, jax.tree.map(lambda x: x[group], state.memory), batch)
         grads, losses, memory = gradients(state.params, batch, memory, key)
+        memory = jax.tree.map(lambda x, new: x.at[group].set(new), state.memory, memory)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(*losses, grad_norm=optax.tree.norm(grads))

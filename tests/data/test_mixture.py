@@ -43,7 +43,7 @@ def mixture(stretch=1, host=ALONE, batch_size=4, weights=WEIGHTS, seed=3):
     """Corpora of 9, 20 and 6 windows of 5 tokens, in which a token is its own position."""
     tokens = [9 * 5 + 3, 20 * 5 + 1, 6 * 5 + 4]
     split = numbered(*tokens)._replace(part_tokens=(*tokens, 0))  # a part without training text
-    return MixtureWindows(split, weights, batch_size, 5, seed, stretch, host)
+    return MixtureWindows(split, weights, batch_size, 5, seed, stretch, host=host)
 
 
 def test_each_corpus_is_read_completely_before_it_is_read_again():

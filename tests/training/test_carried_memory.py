@@ -82,27 +82,36 @@ def test_every_lane_reads_its_own_stretch_in_order_once_per_epoch(lengths, seq_l
 
 
 @PROPERTY
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(0, 200))
-def test_each_stretch_is_read_in_order_and_once_per_epoch(seq_len, batch_size, stretch, more):
-    split = numbered(2 * batch_size * seq_len * stretch + 1 + more)
-    lanes = TrainingWindows(split, batch_size, seq_len, 3, stretch)
-    length, steps = stretch * seq_len, lanes.steps_per_epoch
+@given(*map(st.integers, (1, 1, 1, 1, 0), (5, 4, 9, 3, 200)))
+def test_each_stretch_is_read_in_order_and_once_per_epoch(
+    seq_len, batch_size, stretch, groups, more
+):
+    lane_count, length = batch_size * groups, stretch * seq_len
+    split = numbered(2 * lane_count * length + 1 + more)
+    lanes = TrainingWindows(split, batch_size, seq_len, 3, stretch, groups)
+    steps = lanes.steps_per_epoch
+
+    def of_lanes(arrays):  # the steps of each group after one another, and its lanes as rows
+        return np.concatenate(
+            [np.concatenate(arrays[group::groups], axis=1) for group in range(groups)]
+        )
+
     epochs = []
     for epoch in range(2):
         batches = [lanes[epoch * steps + index] for index in range(steps)]
-        read = np.concatenate([batch.tokens for batch in batches], axis=1)
-        fresh = np.stack([batch.fresh for batch in batches], axis=1)
+        read = of_lanes([batch.tokens for batch in batches])
+        fresh = of_lanes([batch.fresh[:, None] for batch in batches])
         new = np.diff(read[:, ::seq_len], prepend=-1) != seq_len  # reads on somewhere else
         new[:, 0] = True
         assert np.all(fresh >= new)
         assert np.all(np.diff(read.reshape(-1, seq_len), axis=1) == 1)
         assert len(np.unique(read)) == read.size
-        assert 0 <= split.num_tokens - 1 - read.size < batch_size * length
+        assert 0 <= split.num_tokens - 1 - read.size < lane_count * length
         # A lane that is ahead of the first by some windows reads these at the end of the epoch.
         begins = fresh.copy()
-        if steps > stretch:
-            begins[:, 0] = np.arange(batch_size) % stretch == 0
-            for row in range(batch_size):
+        if steps > stretch * groups:
+            begins[:, 0] = np.arange(lane_count) % stretch == 0
+            for row in range(lane_count):
                 assert np.all(np.flatnonzero(begins[row]) % stretch == -row % stretch)
         assert np.all(read[:, ::seq_len][begins] % length == 0)
         epochs.append(read[:, ::seq_len][begins])
@@ -170,7 +179,7 @@ def test_training_continues_where_the_previous_step_ended(accumulate_steps):
         assert float(metrics.loss) == pytest.approx(expected, abs=1e-5)
         assert index == 0 or abs(expected - read_window(some_params(), batches[index])[0]) > 1e-3
         memory = read_window(some_params(), batches[index], memory if index else None)[1]
-        check(state.memory, memory)
+        check(state.memory, jax.tree.map(lambda x: x[None], memory))
     check(memory.layers[0].h, whole.state.layers[0].h)
 
     # The last window again, now with an empty state in some lanes.
@@ -180,7 +189,21 @@ def test_training_continues_where_the_previous_step_ended(accumulate_steps):
     state, _ = step(state, last._replace(fresh=fresh))
     for expected, lanes in ((alone, fresh), (carried, ~fresh)):
         found, expected = (jax.tree.leaves(memory) for memory in (state.memory, expected))
-        check([x[lanes] for x in found], [x[lanes] for x in expected])
+        check([x[0][lanes] for x in found], [x[lanes] for x in expected])
+
+
+def test_groups_of_lanes_take_turns_each_with_its_own_memory():
+    cfg = small(train__carry_groups=2, train__batch_size=LANES // 2)
+    batches, memories = training_batches(TRAINING, cfg), {}
+    state = init_train_state(cfg, optax.sgd(0.0), jax.random.key(0))
+    state = jax.tree.map(np.array, state._replace(params=some_params()))
+    step = make_train_step(cfg, optax.sgd(0.0))
+    for index in range(6):
+        batch, group = batches[index], index % 2
+        loss, memories[group] = read_window(some_params(), batch, memories.get(group))
+        assert index < 2 or abs(loss - read_window(some_params(), batch)[0]) > 1e-3
+        state, metrics = step(state, batch)
+        assert float(metrics.loss) == pytest.approx(loss, abs=1e-5)
 
 
 @functools.cache
