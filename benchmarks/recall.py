@@ -20,10 +20,11 @@ from mmrec_jax.commands import cli
 from mmrec_jax.tables import print_table
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/recall_suite", "Folder of the runs.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each variant that should recall everything.")
+_SEEDS = flags.DEFINE_integer("seeds", 10, "Seeds of each variant that should recall everything.")
 _VARIANT = flags.DEFINE_multi_enum("variant", list(VARIANTS), list(VARIANTS), "Variants to train.")
 
-COMPLETE = ("more_pairs", "full")  # with all seeds, longest run first; ablations have one seed
+# With all seeds, the longest runs first; the other variants have one seed.
+COMPLETE = ("pairs_32", "pairs_16", "full", "pairs_4")
 
 
 def main():

@@ -15,11 +15,9 @@ VARIANTS = {
     "no_attention": {"model.long_term": 0, "model.short_term": 0, "model.chunk_len": 1},
     "no_shifted_keys": {"model.shifted_keys": False},
     "all_in_sight": {"model.short_term": 128},  # nothing leaves short-term memory in training
-    "more_pairs": {  # four times as many pairs and slots, and texts of twice the length
-        "data.recall_pairs": 32,
-        "model.long_term": 96,
-        "train.seq_len": 256,
-    },
+    "pairs_4": {"data.recall_pairs": 4, "model.long_term": 12},
+    "pairs_16": {"data.recall_pairs": 16, "model.long_term": 48, "train.seq_len": 192},
+    "pairs_32": {"data.recall_pairs": 32, "model.long_term": 96, "train.seq_len": 256},
 }
 
 

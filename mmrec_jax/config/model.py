@@ -27,9 +27,8 @@ class ModelConfig(Section):
         check=at_least(0),
     )
     oldest_age: int = knob(
-        "[A] Chunks outside short-term memory after which a token's saliency fades no more; texts "
-        "in training should be longer.",
-        16,
+        "[A] Chunks outside short-term memory after which a token's saliency fades no more.",
+        1_024,
         at_least(0),
     )
     dropout: float = knob(
