@@ -32,12 +32,12 @@ _MODELS = flags.DEFINE_list("models", [], "Models, separated by commas; all if n
 _RATES = flags.DEFINE_list("rates", ["5e-4", "1e-3", "2e-3", "4e-3"], "Peak learning rates to try.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at the best learning rate.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Steps of each run; 0 for those of the config.")
+_EVALUATIONS = flags.DEFINE_integer("evaluations", 8, "Evaluations per run.", lower_bound=1)
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What the tables show.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of the measurement of speed.")
 _NEAR = flags.DEFINE_integer("near", 1_000, "First position of generation, in tokens.")
 _FAR = flags.DEFINE_integer("far", 100_000, "Second position, in tokens.")
 
-EVALUATIONS = 8  # per run, for the loss at equal seconds
 STEPS_PER_ROUND, TOKENS_PER_ROUND = 5, 100  # in the measurement of speed
 
 
@@ -71,6 +71,7 @@ def main():
     tables.print_losses(trained, training, steps)
     for kind in ("position", "token", "pair"):
         tables.print_buckets(trained, kind)
+    tables.print_carrying(trained)
     tables.print_speeds(rows, training, generation, positions, config.train.step_tokens)
     for row in trained:
         if len(rates) > 1 and row.rate in (min(rates), max(rates)):
@@ -101,7 +102,7 @@ def _config():
     steps = from_mapping(values).train.fixed_steps
     if not steps:
         raise UserError("the config trains for epochs; give --steps, so that all runs are equal")
-    values.train.eval_every = max(1, steps // EVALUATIONS)
+    values.train.eval_every = max(1, steps // _EVALUATIONS.value)
     values.train.patience = 0
     values.train.keep_checkpoints = 1
     return from_mapping(values)

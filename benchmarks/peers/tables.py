@@ -1,5 +1,7 @@
 """The tables and figures of the comparison."""
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 
 from benchmarks.peers.models import Model
 from benchmarks.peers.runs import Trained
+from mmrec_jax.learning.breakdown import Breakdown, Bucket
 from mmrec_jax.learning.evaluate import EvalResult
 from mmrec_jax.report.evaluation import TABLES
 from mmrec_jax.tables import print_table
@@ -41,15 +44,54 @@ def print_losses(trained: Sequence[Trained], training: dict[str, float], steps: 
 
 
 def print_buckets(trained: Sequence[Trained], kind: str) -> None:
-    """Prints the loss with carried memory by 'position', or by 'token' or 'pair' distance."""
+    """Prints the loss with carried memory by 'position', or by 'token' or 'pair' distance.
+
+    A second table shows how much lower or higher the first model's is than that of each other one.
+    """
     title, head = TABLES[kind]
-    columns = [[result.breakdown.buckets(kind) for result in row.carried] for row in trained]
+    sums = {row.model.name: _over_seeds(row.carried) for row in trained}
+    _print_columns(
+        f"{title}, memory carried", head, {name: of.buckets(kind) for name, of in sums.items()}
+    )
+    (first, of_first), *others = sums.items()
+    if others:
+        _print_columns(
+            f"{title}: {first} minus the others, with intervals of 95% over documents",
+            head,
+            {name: of_first.buckets(kind, minus=of) for name, of in others},
+        )
+
+
+def print_carrying(trained: Sequence[Trained]) -> None:
+    """Prints what carrying memory changes at each position."""
+    title, head = TABLES["position"]
+    differences = {
+        row.model.name: _over_seeds(row.carried).buckets("position", minus=_over_seeds(row.fresh))
+        for row in trained
+    }
+    _print_columns(f"{title}: memory carried minus fresh windows", head, differences)
+
+
+def _over_seeds(results: Sequence[EvalResult]) -> Breakdown:
+    return functools.reduce(operator.add, (result.breakdown for result in results))
+
+
+def _print_columns(title: str, head: str, columns: dict[str, list[Bucket]]) -> None:
+    """Prints a column of buckets per model, with their intervals if they are differences."""
     rows = []
-    for index, bucket in enumerate(columns[0][0]):
-        means = [np.mean([buckets[index].loss for buckets in column]) for column in columns]
-        rows.append((bucket.name, f"{bucket.tokens:,}", *(f"{mean:.4f}" for mean in means)))
-    names = (head, "tokens", *(row.model.name for row in trained))
-    print_table(names, rows, wide=True, title=f"{title}, memory carried")
+    for buckets in zip(*columns.values(), strict=True):
+        cells = [
+            f"{bucket.loss:+.4f} {_range(bucket.interval)}"
+            if " minus " in title
+            else f"{bucket.loss:.4f}"
+            for bucket in buckets
+        ]
+        rows.append((buckets[0].name, *cells))
+    print_table((head, *columns), rows, wide=True, title=title)
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else "({:+.3f}, {:+.3f})".format(*interval)
 
 
 def print_speeds(

@@ -64,6 +64,12 @@ class Breakdown:
             np.add.at(self._losses, (group, kind, column), losses)
             np.add.at(self._tokens, (group, kind, column), 1)
 
+    def __add__(self, other: "Breakdown") -> "Breakdown":
+        """The sums of both, such as those of two models: their mean loss is the mean of the two."""
+        both = Breakdown()
+        both._losses, both._tokens = self._losses + other._losses, self._tokens + other._tokens
+        return both
+
     @property
     def total_loss(self) -> float:
         """The loss of the complete text in nats, not divided by its tokens."""
