@@ -136,3 +136,14 @@ def test_more_documents_than_groups_still_count_every_token():
     assert total.loss == pytest.approx(means.mean())
     error = 1.96 * means.std() / math.sqrt(len(means))
     assert total.interval == pytest.approx((means.mean() - error, means.mean() + error), rel=0.01)
+
+
+def test_the_loss_of_a_sum_is_the_mean_over_its_models():
+    means = np.random.default_rng(1).normal(3.0, 0.5, size=50)
+    one, other = documents_of_losses(means, 20), documents_of_losses(2 * means, 20)
+    (both,) = (one + other).buckets("total")
+    assert both.loss == pytest.approx(1.5 * means.mean())
+    (difference,) = (one + other).buckets("total", minus=one + one)
+    assert difference.loss == pytest.approx(0.5 * means.mean())
+    error = 1.96 * 0.5 * means.std() / math.sqrt(len(means))
+    assert difference.interval[1] - difference.loss == pytest.approx(error, rel=0.1)
