@@ -122,7 +122,7 @@ def run_layer(params, config, x, document):
         return (begin - j - short_term - 1) // chunk_len
 
     h = np.zeros(dim)
-    last_k = np.zeros(dim)
+    last_k, last_p = np.zeros(dim), None
     keys = np.zeros((time, heads, width))
     values = np.zeros((time, heads, width))
     trace = Trace(
@@ -139,9 +139,10 @@ def run_layer(params, config, x, document):
     for t in range(time):
         if t == 0 or document[t] != document[t - 1]:
             h = np.zeros(dim)
-            last_k = np.zeros(dim)
+            last_k, last_p = np.zeros(dim), None
         u = rms_norm(x[t], params["norm1"]["scale"])
         q, k, v, z, p, e = np.split(linear(u, params["W_fused"]), 6)
+        last_p = p if last_p is None else last_p
 
         # Recurrent memory.
         logit = mlp(z, params["mlp_gamma"])
@@ -169,7 +170,7 @@ def run_layer(params, config, x, document):
             shifted = config.shifted_keys and head % 2 == 0
             keys[t, head] = (last_k if shifted else k)[channels]
             values[t, head] = v[channels]
-            first, second = np.split(p[channels], 2)
+            first, second = np.split((last_p if shifted else p)[channels], 2)
             trace.s[t, head] = np.sqrt(width) * np.mean(first)
             trace.fading[t, head] = np.log(1 + np.exp(np.sqrt(width) * np.mean(second)))
 
@@ -198,7 +199,7 @@ def run_layer(params, config, x, document):
             probability = softmax(np.array([*near, *far.values()]))[len(near) :]
             used = trace.used[t // chunk_len, :, head]
             used[older] = np.maximum(used[older], probability)
-        last_k = k
+        last_k, last_p = k, p
 
         a = linear(np.concatenate(read), params["W_o"])
         middle = x[t] + (h + a + v / 10) * silu(e)

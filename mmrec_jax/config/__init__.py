@@ -19,8 +19,13 @@ from mmrec_jax.config.model import ModelConfig
 from mmrec_jax.config.training import GrowthConfig, TrainConfig
 from mmrec_jax.knobs import Section, knob, require
 
+# Part of config.json. It is raised when the same parameters would keep or read other tokens in
+# long-term memory, so that runs from before are refused.
+MEMORY_VERSION = 3
+
 __all__ = [
     "FILE_SOURCES",
+    "MEMORY_VERSION",
     "Config",
     "DataConfig",
     "GrowthConfig",
@@ -69,7 +74,8 @@ class Config(Section):
         )
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        values = {"memory_version": MEMORY_VERSION, **dataclasses.asdict(self)}
+        return json.dumps(values, indent=2) + "\n"
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -86,6 +92,7 @@ def from_mapping(mapping: Mapping[str, Any] | ml_collections.ConfigDict) -> Conf
     """
     if isinstance(mapping, ml_collections.ConfigDict):
         mapping = mapping.to_dict()
+    mapping = {key: value for key, value in mapping.items() if key != "memory_version"}
     return knobs.from_mapping(Config, mapping)
 
 

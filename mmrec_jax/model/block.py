@@ -31,7 +31,9 @@ class LayerState(NamedTuple):
     """What a layer remembers of a sequence."""
 
     h: Float[Array, "batch dim"]  # recurrent memory, float32 or wider
-    last_k: Float[Array, "batch heads K"]  # the next token's key in heads with shifted keys
+    # Of the last token: what the next one gets in heads with shifted keys.
+    last_k: Float[Array, "batch heads K"]
+    last_s: memory.Saliency  # [batch, heads]
     memory: memory.MemoryState
 
 
@@ -162,10 +164,10 @@ class Block(nnx.Module):
 
         # Attention over short-term and long-term memory, in heads.
         queries = self._heads(self.W_q(h_x) + q / 2)
-        keys = unshifted = self._heads(k)
+        values, keys, s = self._heads(v), self._heads(k), self.saliency(p)
+        last_k, last_s = keys[:, :, -1], jax.tree.map(lambda x: x[:, :, -1], s)
         if config.shifted_keys:
-            keys = memory.shift_keys(keys, state.last_k, where.start)
-        values, s = self._heads(v), self.saliency(p)
+            keys, s = memory.shift_keys(keys, s, state.last_k, state.last_s, where.start)
         single = isinstance(where, memory.Place)
         read_memories = memory.read_memories_once if single else memory_sequence.read_memories
         read = read_memories(queries, keys, values, s, where, state.memory, config)
@@ -184,7 +186,7 @@ class Block(nnx.Module):
             aux = aux._replace(saliency=loss)
         if key is not None and config.use_uboo:
             aux = aux._replace(uboo=self.uboo_loss(h_x, h_prev.astype(x.dtype)))
-        return x, LayerState(h[:, -1], unshifted[:, :, -1], read.state), aux
+        return x, LayerState(h[:, -1], last_k, last_s, read.state), aux
 
     def project(self, x: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
         """q, k, v, z, p and e."""

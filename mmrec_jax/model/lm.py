@@ -46,6 +46,7 @@ def init_state(config: ModelConfig, batch: int) -> State:
         return LayerState(
             h=jnp.zeros((batch, config.dim), wide),
             last_k=jnp.zeros((batch, config.num_heads, config.head_dim), dtype),
+            last_s=Saliency(*(jnp.zeros((batch, config.num_heads), wide) for _ in range(2))),
             memory=MemoryState(*slots(near), *slots(config.long_term), distance),
         )
 

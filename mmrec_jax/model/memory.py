@@ -92,18 +92,28 @@ class Read(NamedTuple):
 
 def shift_keys(
     k: Float[Array, "batch heads T K"],
+    s: Saliency,
     last_k: Float[Array, "batch heads K"],
+    last_s: Saliency,
     start: Bool[Array, "batch T"],
-) -> Float[Array, "batch heads T K"]:
-    """In heads 0, 2, ..., replaces each token's key by that of the token before it.
+) -> tuple[Float[Array, "batch heads T K"], Saliency]:
+    """In heads 0, 2, ..., replaces each token's key and saliency by those of the token before it.
 
-    Such a head finds what came *after* an earlier occurrence of what it looks for. The first token
-    of a document gets a zero key.
+    Such a head finds what came *after* an earlier occurrence of what it looks for; how often it
+    will look for that, the token before knows. The first token of a document gets a zero key, and
+    keeps its own saliency.
     """
-    before = jnp.concatenate([last_k[:, :, None], k[:, :, :-1]], axis=2)
-    before = jnp.where(start[:, None, :, None], 0, before)
-    even = (jnp.arange(k.shape[1]) % 2 == 0)[:, None, None]
-    return jnp.where(even, before, k)
+
+    def shift(x, last, first):
+        def of_heads_and_time(mask):  # [heads or 1, T or 1] after a batch
+            return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim))
+
+        before = jnp.concatenate([last[:, :, None], x[:, :, :-1]], axis=2)
+        before = jnp.where(of_heads_and_time(start[:, None]), first, before)
+        even = (jnp.arange(x.shape[1]) % 2 == 0)[None, :, None]
+        return jnp.where(of_heads_and_time(even), before, x)
+
+    return shift(k, last_k, 0), jax.tree.map(lambda x, last: shift(x, last, x), s, last_s)
 
 
 def rotary(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import filelock
 
-from mmrec_jax.config import Config, differences, from_mapping
+from mmrec_jax.config import MEMORY_VERSION, Config, differences, from_mapping
 from mmrec_jax.data.corpus import HELD_OUT, SPLITS
 from mmrec_jax.data.dataset import Dataset, Split, load_dataset, open_split
 from mmrec_jax.data.token_cache import Damaged, copy_splits, open_prepared
@@ -196,8 +196,8 @@ def _saved_values(path: Path) -> dict:
 
 
 def _refuse_older_model(path: Path, config: Config) -> None:
-    """Refuses a run from before saliency faded with age: its bank would be read differently now."""
-    if config.model.long_term and "oldest_age" not in _saved_values(path)["model"]:
+    """Refuses a run with a bank that would be chosen or read differently now."""
+    if config.model.long_term and _saved_values(path).get("memory_version") != MEMORY_VERSION:
         raise UserError(
             f"{path} was trained when long-term memory worked differently; train it again, or use "
             "the code of that time (metrics.jsonl names its revision)"

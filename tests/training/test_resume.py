@@ -195,11 +195,11 @@ def test_a_full_disk_gives_one_error_line_and_loses_nothing(undisturbed, tmp_pat
 
 
 def test_a_run_whose_bank_worked_differently_is_refused(tmp_path):
-    """A run from before saliency faded lacks a knob; without a bank it means what it meant."""
+    """Without a bank, a run from before means what it meant."""
     for long_term in (4, 0):
         new = config(model__long_term=long_term)
         old = json.loads(new.to_json())
-        del old["model"]["oldest_age"]
+        del old["memory_version"]
         (tmp_path / "config.json").write_text(json.dumps(old))
         if not long_term:
             check_config(tmp_path, new)
