@@ -25,10 +25,12 @@ def get_config():
     config.name = "code"
 
     config.model.vocab_size = 2_048
-    config.model.chunk_len = 64
-    config.model.short_term = 64
-    config.model.long_term = 256
+    config.model.num_layers = 2
+    config.model.chunk_len = 32
+    config.model.short_term = 32
+    config.model.long_term = 128
     config.model.dropout = 0.0
+    config.model.saliency_queries = 512
 
     config.data.source = "text"
     config.data.path = sysconfig.get_paths()["stdlib"]
@@ -41,15 +43,15 @@ def get_config():
     config.data.test_fraction = 0.0
 
     config.train.batch_size = 4
-    config.train.seq_len = 1_024
+    config.train.seq_len = 512
     config.train.num_steps = 2_000
     config.train.optimizer = "muon"
-    config.train.learning_rate = 3e-3
+    config.train.learning_rate = 2e-3
     config.train.initial_learning_rate = 0.0
     config.train.final_learning_rate = 1e-4
     config.train.warmup_steps = 100
-    config.train.eval_every = 1_000  # the validation split has 861,062 tokens
-    config.train.eval_batch_size = 4
+    config.train.eval_every = 0  # the validation split has 861,062 tokens
+    config.train.eval_batch_size = 8
     config.train.patience = 0
     config.train.checkpoint_every = 500
     config.train.log_every = 100
