@@ -51,7 +51,10 @@ def print_buckets(trained: Sequence[Trained], kind: str) -> None:
     title, head = TABLES[kind]
     sums = {row.model.name: _over_seeds(row.carried) for row in trained}
     _print_columns(
-        f"{title}, memory carried", head, {name: of.buckets(kind) for name, of in sums.items()}
+        f"{title}, memory carried",
+        head,
+        {name: of.buckets(kind) for name, of in sums.items()},
+        differences=False,
     )
     (first, of_first), *others = sums.items()
     if others:
@@ -76,14 +79,14 @@ def _over_seeds(results: Sequence[EvalResult]) -> Breakdown:
     return functools.reduce(operator.add, (result.breakdown for result in results))
 
 
-def _print_columns(title: str, head: str, columns: dict[str, list[Bucket]]) -> None:
-    """Prints a column of buckets per model, with their intervals if they are differences."""
+def _print_columns(
+    title: str, head: str, columns: dict[str, list[Bucket]], differences: bool = True
+) -> None:
+    """Prints a column of buckets per model; differences have a sign and an interval."""
     rows = []
     for buckets in zip(*columns.values(), strict=True):
         cells = [
-            f"{bucket.loss:+.4f} {_range(bucket.interval)}"
-            if " minus " in title
-            else f"{bucket.loss:.4f}"
+            f"{bucket.loss:+.4f} {_range(bucket.interval)}" if differences else f"{bucket.loss:.4f}"
             for bucket in buckets
         ]
         rows.append((buckets[0].name, *cells))

@@ -45,12 +45,21 @@ class TrainingWindows:
 
         0: as many as there are, in the order of the corpus. None: memory is not carried. `groups`
         of lanes take turns: a batch has the lanes of one.
+
+        Raises:
+            UserError: there are more lanes than windows.
         """
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
         self._rows, self._groups = host.rows(batch_size), groups
         count = max(split.num_tokens - 1, 0) // seq_len
         self._lanes = batch_size * groups
         longest = count // self._lanes
+        if groups > 1 and not longest:
+            raise UserError(
+                f"train.carry_groups {groups} x train.batch_size {batch_size} rows need as many "
+                f"sequences of {seq_len} tokens, but the training text has {count}; lower "
+                "train.carry_groups, or add text"
+            )
         self._stretch = 1 if stretch is None else min(stretch or longest, longest)
         self._num_stretches = count // self._stretch
         self._turns = self._num_stretches // self._lanes * self._stretch  # of a group
@@ -108,11 +117,12 @@ def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batche
     if config.data.source == "recall":
         return RecallTexts(config, host)
     stretch = train.carry_windows if train.carry_memory else None
+    groups = train.carry_groups if train.carry_memory else 1
     shape = train.batch_size, train.seq_len, train.seed
     if config.data.mixture:
         weights = [weight for weight, _ in config.data.components]
-        return MixtureWindows(split, weights, *shape, stretch or 1, train.carry_groups, host)
-    return TrainingWindows(split, *shape, stretch, train.carry_groups, host)
+        return MixtureWindows(split, weights, *shape, stretch or 1, groups, host)
+    return TrainingWindows(split, *shape, stretch, groups, host)
 
 
 def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:

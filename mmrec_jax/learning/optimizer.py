@@ -47,7 +47,7 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.Gradi
 
 
 def _rates_of_width(config: TrainConfig) -> optax.GradientTransformation:
-    """Makes the rates that are best at D = `base_dim` fit other widths (Yang et al., 2022).
+    """Scales rates that were chosen at D = `base_dim` to other widths (after Yang et al., 2022).
 
     Adam moves every element by about the learning rate, in directions that agree, so the outputs of
     a map move in proportion to its inputs: the update of maps from D channels, logits included, is

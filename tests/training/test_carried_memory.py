@@ -17,6 +17,7 @@ from mmrec_jax.data.batches import TextWindows, TrainingWindows, every_window, t
 from mmrec_jax.data.dataset import ArrayTokens, Split
 from mmrec_jax.data.sources.text_files import stream_text
 from mmrec_jax.data.tokenizers import CharTokenizer, document_tokens
+from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalTokens, evaluate, make_eval_step
 from mmrec_jax.learning.step import init_train_state, make_train_step
 from small_runs import config
@@ -118,6 +119,11 @@ def test_each_stretch_is_read_in_order_and_once_per_epoch(
     if len(epochs[0]) > 12:
         assert not np.array_equal(*epochs)
         assert np.any(np.diff(epochs[0]) < 0)
+
+
+def test_more_lanes_than_windows_are_refused():
+    with pytest.raises(UserError, match=r"carry_groups 3 x .* text has 11; lower"):
+        TrainingWindows(numbered(11 * 5 + 1), 4, 5, 0, stretch=2, groups=3)
 
 
 @pytest.mark.parametrize("carry", [True, False])
