@@ -18,7 +18,9 @@ from mmrec_jax.model.recurrence import gates
 class Inside(NamedTuple):
     """What happened inside a model while it read a text of T tokens from an empty state."""
 
-    saliency: np.ndarray  # [layers, heads, T]: s; sigma(s) is the predicted use at age 0
+    # [layers, heads, T]: s of what is remembered of each token; sigma(s) is the predicted use at
+    # age 0. In heads with shifted keys it comes from the token before.
+    saliency: np.ndarray
     kept: np.ndarray  # bool [layers, heads, T]: in long-term memory at the end of the text
     short_term: np.ndarray  # bool [T]: in short-term memory or the current chunk at the end
     half_life: np.ndarray  # [layers, D]: tokens until a channel of h has decayed to one half
@@ -64,7 +66,8 @@ def _look(model: MMRec, tokens, time):
         _, h_prev = block.recur(z, gamma, start, layer_state.h)
         _, _, f = gates(*block.core(z, gamma), h_prev, config.mu)
         half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(f[0, :time]), axis=0))
-        saliencies.append(jax.tree.map(lambda x: x[0, :, :time], block.saliency(p)))
+        _, s = block.remembered(block.heads(k), block.saliency(p), start, layer_state)
+        saliencies.append(jax.tree.map(lambda x: x[0, :, :time], s))
         x, _, _ = block(x, segments, layer_state)
     return jax.tree.map(lambda *layers: jnp.stack(layers), *saliencies), jnp.stack(half_lives)
 

@@ -163,11 +163,9 @@ class Block(nnx.Module):
         h_x = h.astype(x.dtype)
 
         # Attention over short-term and long-term memory, in heads.
-        queries = self._heads(self.W_q(h_x) + q / 2)
-        values, keys, s = self._heads(v), self._heads(k), self.saliency(p)
-        last_k, last_s = keys[:, :, -1], jax.tree.map(lambda x: x[:, :, -1], s)
-        if config.shifted_keys:
-            keys, s = memory.shift_keys(keys, s, state.last_k, state.last_s, where.start)
+        queries = self.heads(self.W_q(h_x) + q / 2)
+        values, own_k, own_s = self.heads(v), self.heads(k), self.saliency(p)
+        keys, s = self.remembered(own_k, own_s, where.start, state)
         single = isinstance(where, memory.Place)
         read_memories = memory.read_memories_once if single else memory_sequence.read_memories
         read = read_memories(queries, keys, values, s, where, state.memory, config)
@@ -186,6 +184,7 @@ class Block(nnx.Module):
             aux = aux._replace(saliency=loss)
         if key is not None and config.use_uboo:
             aux = aux._replace(uboo=self.uboo_loss(h_x, h_prev.astype(x.dtype)))
+        last_k, last_s = jax.tree.map(lambda x: x[:, :, -1], (own_k, own_s))
         return x, LayerState(h[:, -1], last_k, last_s, read.state), aux
 
     def project(self, x: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
@@ -227,10 +226,22 @@ class Block(nnx.Module):
 
     def saliency(self, p: Float[Array, "batch T dim"]) -> memory.Saliency:
         """s and lambda [batch, heads, T], float32 or wider, from the two halves of a head's p."""
-        p = self._heads(p.astype(param_dtype(self.config)))
+        p = self.heads(p.astype(param_dtype(self.config)))
         halves = p.reshape(*p.shape[:3], 2, self.config.head_dim // 2)
         s, fading = jnp.moveaxis(self.config.head_dim**0.5 * halves.mean(axis=-1), -1, 0)
         return memory.Saliency(s, nnx.softplus(fading))
+
+    def remembered(
+        self,
+        k: Float[Array, "batch heads T K"],
+        s: memory.Saliency,
+        start: Bool[Array, "batch T"],
+        state: LayerState,
+    ) -> tuple[Float[Array, "batch heads T K"], memory.Saliency]:
+        """The keys and saliencies with which tokens enter the memories: shifted in some heads."""
+        if not self.config.shifted_keys:
+            return k, s
+        return memory.shift_keys(k, s, state.last_k, state.last_s, start)
 
     def uboo_loss(
         self, h: Float[Array, "batch T dim"], h_prev: Float[Array, "batch T dim"]
@@ -239,5 +250,6 @@ class Block(nnx.Module):
         error = self.mlp_err(lax.stop_gradient(h)) - self.mlp_target(h_prev)
         return jnp.mean(jnp.square(error.astype(param_dtype(self.config))))
 
-    def _heads(self, x: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T K"]:
+    def heads(self, x: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T K"]:
+        """Divides the channels among the heads."""
         return jnp.moveaxis(x.reshape(*x.shape[:2], self.config.num_heads, -1), 1, 2)
