@@ -110,6 +110,15 @@ def select(forecasts, candidates, slots):
     return sorted(candidates, key=lambda j: (-rank(j), -j))[:slots]
 
 
+def repeats(keys, values, head, i, j):
+    """Whether token i says what token j says: their keys and values have nearly one direction."""
+    cosines = [
+        x[i, head] @ x[j, head] / max(np.linalg.norm(x[i, head]) * np.linalg.norm(x[j, head]), 1e-9)
+        for x in (keys, values)
+    ]
+    return np.mean(cosines) > 0.9
+
+
 def run_layer(params, config, x, document):
     """One layer over one text. x: [T, D]; document: [T], numbers that never decrease."""
     time, dim = x.shape
@@ -211,6 +220,12 @@ def run_layer(params, config, x, document):
             for head in range(heads):
                 candidates = [
                     j for j in [*trace.banks[head], *leaving] if document[j] == document[t]
+                ]
+                offered = [i for i in leaving if document[i] == document[t]]
+                candidates = [
+                    j
+                    for j in candidates
+                    if not any(repeats(keys, values, head, i, j) for i in offered if i > j)
                 ]
                 forecasts = {
                     j: forecast(config, trace.s[j, head], trace.fading[j, head], age(t + 1, j))

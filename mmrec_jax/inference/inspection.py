@@ -9,7 +9,7 @@ from flax import nnx
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.lm import MMRec, init_state
-from mmrec_jax.model.memory import Saliency, Segments
+from mmrec_jax.model.memory import Saliency, Segments, directions
 from mmrec_jax.model.memory_sequence import select_salient
 from mmrec_jax.model.params import Params, model_graph
 from mmrec_jax.model.recurrence import gates
@@ -42,8 +42,8 @@ def look_inside(config: ModelConfig, params: Params, tokens: np.ndarray) -> Insi
 
     @jax.jit
     def look(params):
-        s, half_life = _look(nnx.merge(graph, params), padded, time)
-        return s.s, half_life, *_bank(config, s)
+        s, direction, half_life = _look(nnx.merge(graph, params), padded, time)
+        return s.s, half_life, *_bank(config, s, direction)
 
     saliency, half_life, index, bank_s = map(np.asarray, look(params))
     kept = np.zeros(saliency.shape, bool)
@@ -54,34 +54,39 @@ def look_inside(config: ModelConfig, params: Params, tokens: np.ndarray) -> Insi
 
 
 def _look(model: MMRec, tokens, time):
-    """Saliencies and half-lives of one text."""
+    """Saliencies, directions and half-lives of one text."""
     config, state = model.config, init_state(model.config, 1)
     start = jnp.arange(tokens.shape[1])[None] == 0
     short = jnp.full((1, config.short_term), -1)
     segments = Segments(start, jnp.ones(tokens.shape, jnp.int32), short)
-    x, saliencies, half_lives = model.embedding(tokens), [], []
+    x, remembered, half_lives = model.embedding(tokens), [], []
     for block, layer_state in zip(model.blocks, state.layers, strict=True):
-        _, k, _, z, p, _ = block.project(x)
+        _, k, v, z, p, _ = block.project(x)
         gamma = block.decay(z, k)
         _, h_prev = block.recur(z, gamma, start, layer_state.h)
         _, _, f = gates(*block.core(z, gamma), h_prev, config.mu)
         half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(f[0, :time]), axis=0))
-        _, s = block.remembered(block.heads(k), block.saliency(p), start, layer_state)
-        saliencies.append(jax.tree.map(lambda x: x[0, :, :time], s))
+        k, s = block.remembered(block.heads(k), block.saliency(p), start, layer_state)
+        of_tokens = s, directions(k, block.heads(v))
+        remembered.append(jax.tree.map(lambda x: x[0, :, :time], of_tokens))
         x, _, _ = block(x, segments, layer_state)
-    return jax.tree.map(lambda *layers: jnp.stack(layers), *saliencies), jnp.stack(half_lives)
+    s, direction = jax.tree.map(lambda *layers: jnp.stack(layers), *remembered)
+    return s, direction, jnp.stack(half_lives)
 
 
-def _bank(config: ModelConfig, s: Saliency):
+def _bank(config: ModelConfig, s: Saliency, direction):
     """Positions and saliencies of the tokens in the bank after the complete chunks of a text."""
     layers, _, time = s.s.shape
     num_chunks = time // config.chunk_len
     nothing = config.long_term + config.short_term  # empty places before the text
     room = ((0, 0), (0, 0), (nothing, 0))
-    s = jax.tree.map(lambda x: x[:, :, : num_chunks * config.chunk_len], s)
+    s, direction = jax.tree.map(lambda x: x[:, :, : num_chunks * config.chunk_len], (s, direction))
     s = Saliency(jnp.pad(s.s, room, constant_values=-jnp.inf), jnp.pad(s.fading, room))
+    direction = jnp.pad(direction, (*room, (0, 0)))
     position = jnp.broadcast_to(jnp.arange(s.s.shape[2]) - nothing, s.s.shape)
     # Layers take the place of a batch: both are independent. All tokens are of document 1.
-    documents = (jnp.ones((layers, count), jnp.int32) for count in (s.s.shape[2], num_chunks))
-    index, kept_s = select_salient(s, position, *documents, config)
+    of_tokens, of_chunks = (
+        jnp.ones((layers, count), jnp.int32) for count in (s.s.shape[2], num_chunks)
+    )
+    index, kept_s = select_salient(s, position, of_tokens, direction, of_chunks, config)
     return index[-1] - nothing, kept_s[-1]

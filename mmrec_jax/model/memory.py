@@ -8,7 +8,8 @@ it kept the newest tokens. Instead it keeps those that are expected to be used m
 logarithm of their expected use to their logits (`bank_bias`).
 
 When a chunk is complete, the C tokens that leave short-term memory are offered to the bank
-(consolidation), which compares the forecasts of their use (`Saliency`) at their present ages.
+(consolidation). Older tokens that one of them repeats are dropped (`repeated`); of the others, the
+bank keeps those with the highest forecasts of use (`Saliency`) at their present ages.
 
 This file has the state and the form for one token at a time; memory_sequence.py has the form for a
 complete sequence.
@@ -34,6 +35,8 @@ ROPE_BASE = 10_000.0
 # first layer, but the forms of the model round it differently; if they compared it to the last bit,
 # they would keep different tokens.
 TIE = 1e-4
+# A token repeats an older one if the cosines of their keys and of their values average more.
+SAME = 0.9
 # s before training: no token is expected to be used. Otherwise a bank that is carried from the
 # first steps on would hold on to tokens that an untrained model has chosen.
 INITIAL_SALIENCY = -4.0
@@ -192,6 +195,32 @@ def bank_bias(forecasts: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
     return lax.stop_gradient(jax.nn.log_sigmoid(forecasts) + initial)
 
 
+def directions(
+    k: Float[Array, "*batch P K"], v: Float[Array, "*batch P K"]
+) -> Float[Array, "*batch P K_and_K"]:
+    """What tokens are compared by: a product of two is the mean cosine of keys and of values."""
+
+    def unit(x):
+        x = lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x * lax.rsqrt(2 * jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+    return jnp.concatenate([unit(k), unit(v)], axis=-1)
+
+
+def repeated(
+    direction: Float[Array, "*batch P K_and_K"], is_new: Bool[Array, "*batch C"]
+) -> Bool[Array, "*batch P"]:
+    """Which candidates for the bank, newest first, a newer one of the first C repeats.
+
+    They have nothing to say that it does not, so their places are free for others. `is_new` is
+    false for places among the C that hold no token.
+    """
+    chunk_len = is_new.shape[-1]
+    newer = np.arange(chunk_len)[:, None] < np.arange(direction.shape[-2])
+    same = direction[..., :chunk_len, :] @ jnp.swapaxes(direction, -1, -2) > SAME
+    return jnp.any(same & newer & is_new[..., None], axis=-2)
+
+
 def most_useful(forecasts: Float[Array, "*batch P"], slots: int) -> Int[Array, "*batch M"]:
     """Indices of the M highest forecasts; of equal ones, the earlier.
 
@@ -255,6 +284,9 @@ def _consolidate(state: MemoryState, place: Place, config: ModelConfig) -> Memor
 
     near_s = state.near_s._replace(s=jnp.where(place.live[:, None], state.near_s.s, -jnp.inf))
     s = jax.tree.map(candidates, near_s, state.long_s)
+    k, v = candidates(state.near_k, state.long_k), candidates(state.near_v, state.long_v)
+    dropped = repeated(directions(k, v), jnp.isfinite(s.s[:, :, :chunk_len]))
+    s = s._replace(s=jnp.where(dropped, -jnp.inf, s.s))
     leaving = config.short_term + chunk_len - jnp.arange(chunk_len, dtype=jnp.int32)
     distance = candidates(
         jnp.broadcast_to(leaving, (*state.long_distance.shape[:2], chunk_len)),
@@ -268,8 +300,8 @@ def _consolidate(state: MemoryState, place: Place, config: ModelConfig) -> Memor
     stay = jax.tree.map(lambda x: x[:, :, chunk_len:], (state.near_k, state.near_v, state.near_s))
     consolidated = MemoryState(
         *followed_by_room(*stay, chunk_len),
-        long_k=choose_from(candidates(state.near_k, state.long_k)),
-        long_v=choose_from(candidates(state.near_v, state.long_v)),
+        long_k=choose_from(k),
+        long_v=choose_from(v),
         long_s=jax.tree.map(choose_from, s),
         long_distance=choose_from(distance),
     )

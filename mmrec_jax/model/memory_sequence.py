@@ -22,10 +22,12 @@ from mmrec_jax.model.memory import (
     Saliency,
     Segments,
     bank_bias,
+    directions,
     farthest,
     followed_by_room,
     forecast,
     most_useful,
+    repeated,
     rotate,
     rotate_back,
 )
@@ -46,6 +48,7 @@ def select_salient(
     s: Saliency,
     position: Int[Array, "batch heads P"],
     segment: Int[Array, "batch P"],
+    direction: Float[Array, "batch heads P K_and_K"],
     chunk_segment: Int[Array, "batch n"],
     config: ModelConfig,
 ) -> tuple[Int[Array, "n_plus_1 batch heads M"], Float[Array, "n_plus_1 batch heads M"]]:
@@ -55,7 +58,8 @@ def select_salient(
     document must not depend on them.
 
     Args:
-        s, position, segment: saliencies [batch, heads, P], positions and documents of the pool.
+        s, position, segment, direction: saliencies [batch, heads, P], positions, documents and
+            directions (`memory.directions`) of the pool.
         chunk_segment: the document of each chunk's last token.
         config: of the model.
 
@@ -83,7 +87,10 @@ def select_salient(
         def take(x):
             return jnp.take_along_axis(x, candidates, axis=-1)
 
-        of_candidates = Saliency(jnp.concatenate([new_s, bank_s], axis=-1), take(s.fading))
+        among = jnp.take_along_axis(direction, candidates[..., None], axis=2)
+        dropped = repeated(among, jnp.isfinite(new_s))
+        candidate_s = jnp.where(dropped, -jnp.inf, jnp.concatenate([new_s, bank_s], axis=-1))
+        of_candidates = Saliency(candidate_s, take(s.fading))
         chosen = most_useful(forecast(of_candidates, end - take(position), config), slots)
         index, kept_s = (
             jnp.take_along_axis(x, chosen, axis=-1) for x in (candidates, of_candidates.s)
@@ -177,7 +184,9 @@ def _long_term(q, segment, near: Tokens, long: Tokens, config: ModelConfig):
         lambda of_long, of_near: jnp.concatenate([of_long, of_near], axis=2), long[:4], near[:4]
     )
     pool_segment = jnp.concatenate([long.segment, near.segment], axis=1)
-    index, bank_s = select_salient(s, position, pool_segment, last_segment, config)
+    index, bank_s = select_salient(
+        s, position, pool_segment, directions(k, v), last_segment, config
+    )
     index, bank_s = (jnp.moveaxis(x, 0, 2) for x in (index, bank_s))  # [.., n + 1, M]
     flat = index.reshape(batch, heads, -1)
 

@@ -125,30 +125,36 @@ SLOTS, SHORT, CHUNK, HEADS = 5, 8, 4, 2
 
 
 @jax.jit
-def bank_positions(s, fading, document):
-    """Positions in the bank after reading a text in two calls; each key is its own position."""
+def bank_positions(s, fading, document, content=None):
+    """Positions in the bank after reading a text in two calls.
+
+    Each key is its own position, so all have one direction. Values are at right angles to those of
+    other contents [T]; none are alike if it is not given.
+    """
     batch, heads, time = s.shape
-    position = jnp.broadcast_to(jnp.arange(time, dtype=s.dtype)[:, None], (*s.shape, 2))
+    position = jnp.broadcast_to(jnp.arange(time, dtype=s.dtype)[:, None], (*s.shape, time))
+    value = jnp.eye(time)[jnp.arange(time) if content is None else content]
+    value = jnp.broadcast_to(value, position.shape)
     start = jnp.diff(document, axis=1, prepend=-1) != 0
     number = jnp.cumsum(start, axis=1, dtype=jnp.int32)
     sizes = {"chunk_len": CHUNK, "short_term": SHORT, "long_term": SLOTS}
     config = small_config(dim=4, **sizes, oldest_age=16)
     near, long = (batch, heads, SHORT + CHUNK), (batch, heads, SLOTS)
     state = MemoryState(
-        near_k=jnp.zeros((*near, 2)),
-        near_v=jnp.zeros((*near, 2)),
+        near_k=jnp.zeros((*near, time)),
+        near_v=jnp.zeros((*near, time)),
         near_s=Saliency(jnp.full(near, -jnp.inf), jnp.zeros(near)),
-        long_k=jnp.zeros((*long, 2)),
-        long_v=jnp.zeros((*long, 2)),
+        long_k=jnp.zeros((*long, time)),
+        long_v=jnp.zeros((*long, time)),
         long_s=Saliency(jnp.full(long, -jnp.inf), jnp.zeros(long)),
         long_distance=jnp.zeros(long, jnp.int32),
     )
     short = jnp.full((batch, SHORT), -1)
     for part in (slice(0, time // 2), slice(time // 2, time)):
         segments = Segments(start=start[:, part], tokens=number[:, part], short=short)
-        k = position[:, :, part]
+        k, v = position[:, :, part], value[:, :, part]
         saliency = Saliency(s[:, :, part], fading[:, :, part])
-        state = read_memories(k, k, k, saliency, segments, state, config).state
+        state = read_memories(k, k, v, saliency, segments, state, config).state
         short = jnp.concatenate([short, number[:, part]], axis=1)[:, -SHORT:]
         # Documents are numbered from 0, the one in which the state ended.
         last = number[:, part.stop - 1 : part.stop]
@@ -199,6 +205,20 @@ def test_tokens_that_fade_give_way_to_newer_ones(lambda_, kept):
     fading[..., :3] = lambda_  # 2 - lambda log(1 + a), where a is 4 when the last of them leave
     positions, _ = bank_positions(s, fading, np.zeros((1, 48), np.int32))
     assert all(sorted(map(int, head)) == [*kept] for head in positions[0])
+
+
+def test_bank_keeps_only_the_newest_of_tokens_that_say_the_same():
+    s = np.zeros((1, HEADS, 48), np.float32)
+    s[..., 10] = 9.0
+    content = np.arange(48) % 3
+    positions, _ = bank_positions(s, np.zeros_like(s), np.zeros((1, 48), np.int32), content)
+    for head in positions[0]:  # the key of token 0 is zero, and so like no other
+        assert sorted(map(int, head)) == [-1, 0, 37, 38, 39]
+    # A document does not see what the one before it said.
+    documents = documents_with_starts(48, (38,))
+    positions, _ = bank_positions(s, np.zeros_like(s), documents, content)
+    for head in positions[0]:
+        assert sorted(map(int, head)) == [-1, -1, -1, 38, 39]
 
 
 def test_bank_forgets_a_document_that_has_ended():
