@@ -4,7 +4,6 @@ Trains a ladder of models, each grown from the one before:
 python train.py --config=configs/ladder.py
 """
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -37,7 +36,6 @@ def main():
     from mmrec_jax.report.plan import print_plan, print_plans
     from mmrec_jax.training.ladder import climb, is_ladder, rung_configs
     from mmrec_jax.training.loop import train
-    from mmrec_jax.training.signals import Interrupted
 
     path = Path(_WORKDIR.value or f"runs/{_CONFIG.value.get('name')}")
     is_climb = is_ladder(_CONFIG.value)
@@ -55,13 +53,10 @@ def main():
 
             print(f"report: {write_report(path)}")
 
-    try:
-        if is_climb:
-            climb(configs, path, after_run=report)
-        elif train(configs[0], path, _PROFILE.value):
-            report(path)
-    except Interrupted as interrupted:
-        sys.exit(interrupted.exit_code)
+    if is_climb:
+        climb(configs, path, after_run=report)
+    elif train(configs[0], path, _PROFILE.value):
+        report(path)
 
 
 if __name__ == "__main__":

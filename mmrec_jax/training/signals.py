@@ -3,12 +3,11 @@
 import signal
 
 
-class Interrupted(Exception):
-    """Training was asked to stop and has saved; `exit_code` is the shell's for that signal."""
+class Interrupted(SystemExit):
+    """Training was asked to stop and has saved; `code` is the shell's for that signal."""
 
     def __init__(self, signal_number: int):
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
+        super().__init__(128 + signal_number)
 
 
 class StopSignals:

@@ -219,7 +219,7 @@ def test_a_signal_ends_the_process_after_everything_is_saved(journal, tmp_path, 
     hook(Moment(1, STATE, Due(checkpoint=True)))
     with pytest.raises(Interrupted) as interrupted:
         hook(Moment(2, STATE, Due(stop=signal.SIGTERM)))
-    assert interrupted.value.exit_code == 128 + signal.SIGTERM
+    assert interrupted.value.code == 128 + signal.SIGTERM
     assert journal.checkpoints.waited == 1
     (event,) = lines(tmp_path, "event")
     assert (event["event"], event["reason"]) == ("interrupted", "SIGTERM")
