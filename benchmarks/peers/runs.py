@@ -1,10 +1,11 @@
 """The runs of the comparison: each model at each learning rate, then more seeds of the best one.
 
-Each run has its own workdir, so what an earlier call finished is not repeated, and what it began is
-resumed.
+Each run has its own workdir, so what an earlier call trained or evaluated is not repeated, and what
+it began is resumed.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 from benchmarks.peers.models import Model
 from mmrec_jax.config import Config
 from mmrec_jax.errors import UserError
-from mmrec_jax.files import write_text
+from mmrec_jax.files import replacing, write_text
+from mmrec_jax.learning.breakdown import Breakdown
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import read_metrics
@@ -109,12 +111,24 @@ def _curve(path: Path) -> tuple[list[int], list[float]]:
 
 
 def _evaluate(model: Model, path: Path, split: str, carry: bool) -> EvalResult:
-    """Evaluates the best checkpoint of a run."""
+    """Evaluates the best checkpoint of a run, or reads what an earlier call found."""
+    found = path / f"{split}_{'carried' if carry else 'fresh'}.npz"
+    if found.exists():
+        with np.load(found) as arrays:
+            values = dict(arrays)
+        figures = json.loads(str(values.pop("figures")))
+        return EvalResult(**figures, breakdown=Breakdown.from_arrays(**values))
     run = open_run(path)
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
     like = jax.eval_shape(model.functions.init_params, jax.random.key(0))
     params = checkpoints.restore_params(checkpoints.resolve("best"), like)
     eval_step = make_eval_step(run.config.model, model.functions)
-    return evaluate(
+    result = evaluate(
         eval_step, params, run.split(split), run.config, carry, carry, model=model.functions
     )
+    breakdown = result.breakdown.to_arrays()
+    figures = dataclasses.asdict(dataclasses.replace(result, breakdown=None))
+    del figures["breakdown"]
+    with replacing(found) as file:
+        np.savez_compressed(file, figures=json.dumps(figures), **breakdown)
+    return result

@@ -66,9 +66,18 @@ class Breakdown:
 
     def __add__(self, other: "Breakdown") -> "Breakdown":
         """The sums of both, such as those of two models: their mean loss is the mean of the two."""
-        both = Breakdown()
-        both._losses, both._tokens = self._losses + other._losses, self._tokens + other._tokens
-        return both
+        return Breakdown.from_arrays(self._losses + other._losses, self._tokens + other._tokens)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The sums, to be saved; `from_arrays` makes a breakdown of them."""
+        return {"losses": self._losses, "tokens": self._tokens}
+
+    @classmethod
+    def from_arrays(cls, losses: np.ndarray, tokens: np.ndarray) -> "Breakdown":
+        """The breakdown with these sums."""
+        breakdown = cls()
+        breakdown._losses, breakdown._tokens = losses, tokens
+        return breakdown
 
     @property
     def total_loss(self) -> float:
