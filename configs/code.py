@@ -30,7 +30,7 @@ def get_config():
     config.model.short_term = 32
     config.model.long_term = 128
     config.model.dropout = 0.0
-    config.model.saliency_queries = 512
+    config.model.saliency_queries = 256
 
     config.data.source = "text"
     config.data.path = sysconfig.get_paths()["stdlib"]
@@ -43,7 +43,12 @@ def get_config():
     config.data.test_fraction = 0.0
 
     config.train.batch_size = 4
-    config.train.seq_len = 512
+    config.train.seq_len = 256
+    # Rows read 2,048 tokens on, then start elsewhere. What is read on is read 32 steps later, so
+    # that successive steps learn from different files.
+    config.train.carry_memory = True
+    config.train.carry_windows = 8
+    config.train.carry_groups = 32
     config.train.num_steps = 2_000
     config.train.optimizer = "muon"
     config.train.learning_rate = 2e-3
