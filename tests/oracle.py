@@ -110,8 +110,8 @@ def select(forecasts, candidates, slots):
     return sorted(candidates, key=lambda j: (-rank(j), -j))[:slots]
 
 
-def repeats(keys, values, head, i, j):
-    """Whether token i says what token j says: their keys and values have nearly one direction."""
+def say_the_same(keys, values, head, i, j):
+    """Whether the keys and the values of two tokens have nearly one direction."""
     cosines = [
         x[i, head] @ x[j, head] / max(np.linalg.norm(x[i, head]) * np.linalg.norm(x[j, head]), 1e-9)
         for x in (keys, values)
@@ -180,8 +180,8 @@ def run_layer(params, config, x, document):
             keys[t, head] = (last_k if shifted else k)[channels]
             values[t, head] = v[channels]
             first, second = np.split((last_p if shifted else p)[channels], 2)
-            trace.s[t, head] = np.sqrt(width) * np.mean(first)
-            trace.fading[t, head] = np.log(1 + np.exp(np.sqrt(width) * np.mean(second)))
+            trace.s[t, head] = np.sqrt(width) / 4 * np.mean(first)
+            trace.fading[t, head] = np.log(1 + np.exp(np.sqrt(width) / 4 * np.mean(second)))
 
             query_head = query[channels]
             near = [rotate(query_head, t - j) @ keys[j, head] / np.sqrt(width) for j in window]
@@ -221,16 +221,17 @@ def run_layer(params, config, x, document):
                 candidates = [
                     j for j in [*trace.banks[head], *leaving] if document[j] == document[t]
                 ]
-                offered = [i for i in leaving if document[i] == document[t]]
-                candidates = [
-                    j
-                    for j in candidates
-                    if not any(repeats(keys, values, head, i, j) for i in offered if i > j)
-                ]
+                dropped = set()
                 forecasts = {
                     j: forecast(config, trace.s[j, head], trace.fading[j, head], age(t + 1, j))
                     for j in candidates
                 }
+                for i in (i for i in leaving if document[i] == document[t]):
+                    same = [
+                        j for j in forecasts if j < i and say_the_same(keys, values, head, i, j)
+                    ]
+                    dropped.update(j if forecasts[j] <= forecasts[i] + 1e-4 else i for j in same)
+                candidates = [j for j in candidates if j not in dropped]
                 trace.banks[head] = select(forecasts, candidates, slots)
     return trace
 

@@ -24,6 +24,9 @@ from mmrec_jax.model.ops import Linear, affine, dropout
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
+# s and lambda are this times sqrt(K) times the mean of their channels of p. Muon moves every map at
+# the same rate; at a gain of 1 that shakes the forecasts, and what the bank holds with them.
+SALIENCY_GAIN = 1 / 4
 INITIAL_FADING = -1.0  # the logit of lambda, log(1 + exp(-1)) = 0.3
 
 
@@ -85,7 +88,7 @@ def _initial_saliency(config: ModelConfig):
         p = jnp.repeat(
             jnp.array([memory.INITIAL_SALIENCY, INITIAL_FADING], dtype), config.head_dim // 2
         )
-        p = jnp.tile(p / config.head_dim**0.5, config.num_heads)
+        p = jnp.tile(p / (SALIENCY_GAIN * config.head_dim**0.5), config.num_heads)
         return jnp.zeros(shape, dtype).at[4 * config.dim : 5 * config.dim].set(p)
 
     return init
@@ -228,7 +231,8 @@ class Block(nnx.Module):
         """s and lambda [batch, heads, T], float32 or wider, from the two halves of a head's p."""
         p = self.heads(p.astype(param_dtype(self.config)))
         halves = p.reshape(*p.shape[:3], 2, self.config.head_dim // 2)
-        s, fading = jnp.moveaxis(self.config.head_dim**0.5 * halves.mean(axis=-1), -1, 0)
+        gain = SALIENCY_GAIN * self.config.head_dim**0.5
+        s, fading = jnp.moveaxis(gain * halves.mean(axis=-1), -1, 0)
         return memory.Saliency(s, nnx.softplus(fading))
 
     def remembered(

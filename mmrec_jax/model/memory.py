@@ -8,8 +8,8 @@ it kept the newest tokens. Instead it keeps those that are expected to be used m
 logarithm of their expected use to their logits (`bank_bias`).
 
 When a chunk is complete, the C tokens that leave short-term memory are offered to the bank
-(consolidation). Older tokens that one of them repeats are dropped (`repeated`); of the others, the
-bank keeps those with the highest forecasts of use (`Saliency`) at their present ages.
+(consolidation). Of tokens that say the same, only one is kept (`repeated`); of the others, the bank
+keeps those with the highest forecasts of use (`Saliency`) at their present ages.
 
 This file has the state and the form for one token at a time; memory_sequence.py has the form for a
 complete sequence.
@@ -35,7 +35,7 @@ ROPE_BASE = 10_000.0
 # first layer, but the forms of the model round it differently; if they compared it to the last bit,
 # they would keep different tokens.
 TIE = 1e-4
-# A token repeats an older one if the cosines of their keys and of their values average more.
+# Two tokens say the same if the cosines of their keys and of their values average more than this.
 SAME = 0.9
 # s before training: no token is expected to be used. Otherwise a bank that is carried from the
 # first steps on would hold on to tokens that an untrained model has chosen.
@@ -208,17 +208,22 @@ def directions(
 
 
 def repeated(
-    direction: Float[Array, "*batch P K_and_K"], is_new: Bool[Array, "*batch C"]
+    direction: Float[Array, "*batch P K_and_K"], forecasts: Float[Array, "*batch P"], chunk_len: int
 ) -> Bool[Array, "*batch P"]:
-    """Which candidates for the bank, newest first, a newer one of the first C repeats.
+    """Which candidates for the bank, newest first, have nothing to say that another does not.
 
-    They have nothing to say that it does not, so their places are free for others. `is_new` is
-    false for places among the C that hold no token.
+    Each of the first C is compared with all that are older. Of two that say the same, the one with
+    the lower forecast is dropped, so that its place is free for others; of equal ones, the older. A
+    forecast of -inf is that of no token.
     """
-    chunk_len = is_new.shape[-1]
-    newer = np.arange(chunk_len)[:, None] < np.arange(direction.shape[-2])
+    older = np.arange(chunk_len)[:, None] < np.arange(direction.shape[-2])
     same = direction[..., :chunk_len, :] @ jnp.swapaxes(direction, -1, -2) > SAME
-    return jnp.any(same & newer & is_new[..., None], axis=-2)
+    new = forecasts[..., :chunk_len]
+    same &= older & jnp.isfinite(new)[..., None] & jnp.isfinite(forecasts)[..., None, :]
+    newer_wins = new[..., None] + TIE >= forecasts[..., None, :]
+    dropped = jnp.any(same & newer_wins, axis=-2)
+    lost = jnp.any(same & ~newer_wins, axis=-1)
+    return dropped.at[..., :chunk_len].set(dropped[..., :chunk_len] | lost)
 
 
 def most_useful(forecasts: Float[Array, "*batch P"], slots: int) -> Int[Array, "*batch M"]:
@@ -285,13 +290,13 @@ def _consolidate(state: MemoryState, place: Place, config: ModelConfig) -> Memor
     near_s = state.near_s._replace(s=jnp.where(place.live[:, None], state.near_s.s, -jnp.inf))
     s = jax.tree.map(candidates, near_s, state.long_s)
     k, v = candidates(state.near_k, state.long_k), candidates(state.near_v, state.long_v)
-    dropped = repeated(directions(k, v), jnp.isfinite(s.s[:, :, :chunk_len]))
-    s = s._replace(s=jnp.where(dropped, -jnp.inf, s.s))
     leaving = config.short_term + chunk_len - jnp.arange(chunk_len, dtype=jnp.int32)
     distance = candidates(
         jnp.broadcast_to(leaving, (*state.long_distance.shape[:2], chunk_len)),
         jnp.minimum(state.long_distance + chunk_len, farthest(config)),
     )
+    dropped = repeated(directions(k, v), forecast(s, distance, config), chunk_len)
+    s = s._replace(s=jnp.where(dropped, -jnp.inf, s.s))
     chosen = most_useful(forecast(s, distance, config), config.long_term)
 
     def choose_from(x):

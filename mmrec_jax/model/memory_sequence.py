@@ -87,11 +87,15 @@ def select_salient(
         def take(x):
             return jnp.take_along_axis(x, candidates, axis=-1)
 
-        among = jnp.take_along_axis(direction, candidates[..., None], axis=2)
-        dropped = repeated(among, jnp.isfinite(new_s))
-        candidate_s = jnp.where(dropped, -jnp.inf, jnp.concatenate([new_s, bank_s], axis=-1))
-        of_candidates = Saliency(candidate_s, take(s.fading))
-        chosen = most_useful(forecast(of_candidates, end - take(position), config), slots)
+        distance = end - take(position)
+        of_candidates = Saliency(jnp.concatenate([new_s, bank_s], axis=-1), take(s.fading))
+        dropped = repeated(
+            jnp.take_along_axis(direction, candidates[..., None], axis=2),
+            forecast(of_candidates, distance, config),
+            chunk_len,
+        )
+        of_candidates = of_candidates._replace(s=jnp.where(dropped, -jnp.inf, of_candidates.s))
+        chosen = most_useful(forecast(of_candidates, distance, config), slots)
         index, kept_s = (
             jnp.take_along_axis(x, chosen, axis=-1) for x in (candidates, of_candidates.s)
         )
