@@ -4,11 +4,12 @@ Parameters are those of the model itself, traced by shapes alone. FLOPs are thos
 products:
 
     forward, per token    2 for each weight of a matrix (the embedding counts as logits), and
-                          4 D (S + C + M) per layer to read short-term and long-term memory
-    training, per token   3 times that; also, per layer, 4 D^2 to recompute the gates of the
-                          recurrence, 2 D for each query that the saliency loss examines, and
-                          3 times the products of UBOO; with model.remat, the forward pass of the
-                          layers once more
+                          per layer 4 D (S + C + M) to read short-term and long-term memory and
+                          4 D (C + M) to find the candidates for the bank that say the same
+    training, per token   3 times that, except for the last, which has no gradient; also, per layer,
+                          4 D^2 to recompute the gates of the recurrence, 2 D for each query that
+                          the saliency loss examines, and 3 times the products of UBOO; with
+                          model.remat, the forward pass of the layers once more
 
 Activations are what the backward pass of the traced loss keeps. One and two layers are traced,
 because every further layer keeps as much as the second.
@@ -30,7 +31,8 @@ from mmrec_jax.learning.step import training_loss
 from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.params import param_shapes
 
-_EMBEDDING, _NORMS, _READING, _UBOO = "embedding, logits", "norms", "reading memories", "UBOO"
+_EMBEDDING, _NORMS, _UBOO = "embedding, logits", "norms", "UBOO"
+_READING, _CHOOSING = "reading memories", "choosing what to keep"
 _PARTS = {
     "embedding": _EMBEDDING,
     "W_fused": "q k v z p e",
@@ -83,9 +85,11 @@ def count_flops(config: Config) -> Flops:
             forward[part] += 2 * x.size
     forward[_READING] = 4 * model.dim * model.seen_tokens * layers
     of_uboo = forward.pop(_UBOO, 0)  # computed only in training
+    if model.long_term:
+        forward[_CHOOSING] = 4 * model.dim * (model.chunk_len + model.long_term) * layers
     once = sum(forward.values())
 
-    training = 3 * (once + of_uboo) + 4 * model.dim**2 * layers
+    training = 3 * (once + of_uboo) - 2 * forward[_CHOOSING] + 4 * model.dim**2 * layers
     again = of_uboo
     if model.long_term and model.saliency_weight:
         length = config.train.seq_len
