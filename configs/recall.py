@@ -35,6 +35,7 @@ def get_config(variant="full"):
     model.chunk_len = 32  # C
     model.short_term = 32  # S
     model.long_term = 24  # M
+    model.oldest_age = 4  # A; texts of 128 tokens show ages of up to 2
 
     data = config.data
     data.source = "recall"

@@ -179,7 +179,9 @@ def run_layer(params, config, x, document):
             shifted = config.shifted_keys and head % 2 == 0
             keys[t, head] = (last_k if shifted else k)[channels]
             values[t, head] = v[channels]
-            first, second = np.split((last_p if shifted else p)[channels], 2)
+            from_last = shifted & (np.arange(width) % (width / 2) < width / 4)
+            evidence = np.where(from_last, last_p[channels], p[channels])
+            first, second = np.split(evidence, 2)
             trace.s[t, head] = np.sqrt(width) / 4 * np.mean(first)
             trace.fading[t, head] = np.log(1 + np.exp(np.sqrt(width) / 4 * np.mean(second)))
 

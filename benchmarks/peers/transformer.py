@@ -18,8 +18,8 @@ from jax import Array, lax
 
 from benchmarks.peers.stack import GatedMLP, Place, Stack, linear
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model.memory import rotary, rotate, turn
 from mmrec_jax.model.ops import attend, similarity
+from mmrec_jax.model.rotary import rotary, rotate, turn
 
 
 class Seen(NamedTuple):

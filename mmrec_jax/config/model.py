@@ -27,8 +27,9 @@ class ModelConfig(Section):
         check=at_least(0),
     )
     oldest_age: int = knob(
-        "[A] Chunks outside short-term memory after which a token's saliency fades no more.",
-        1_024,
+        "[A] Chunks outside short-term memory after which a token's saliency fades no more: about "
+        "the oldest age that training sees.",
+        64,
         at_least(0),
     )
     dropout: float = knob(

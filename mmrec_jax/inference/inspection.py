@@ -8,8 +8,9 @@ import numpy as np
 from flax import nnx
 
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.bank import Saliency, directions
 from mmrec_jax.model.lm import MMRec, init_state
-from mmrec_jax.model.memory import Saliency, Segments, directions
+from mmrec_jax.model.memory import Segments
 from mmrec_jax.model.memory_sequence import select_salient
 from mmrec_jax.model.params import Params, model_graph
 from mmrec_jax.model.recurrence import gates
@@ -66,7 +67,7 @@ def _look(model: MMRec, tokens, time):
         _, h_prev = block.recur(z, gamma, start, layer_state.h)
         _, _, f = gates(*block.core(z, gamma), h_prev, config.mu)
         half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(f[0, :time]), axis=0))
-        k, s = block.remembered(block.heads(k), block.saliency(p), start, layer_state)
+        k, s = block.remembered(block.heads(k), block.evidence(p), start, layer_state)
         of_tokens = s, directions(k, block.heads(v))
         remembered.append(jax.tree.map(lambda x: x[0, :, :time], of_tokens))
         x, _, _ = block(x, segments, layer_state)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, memory_sequence, saliency
+from mmrec_jax.model.bank import INITIAL_SALIENCY, Saliency
 from mmrec_jax.model.ops import Linear, affine, dropout
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
@@ -36,7 +37,7 @@ class LayerState(NamedTuple):
     h: Float[Array, "batch dim"]  # recurrent memory, float32 or wider
     # Of the last token: what the next one gets in heads with shifted keys.
     last_k: Float[Array, "batch heads K"]
-    last_s: memory.Saliency  # [batch, heads]
+    last_evidence: Float[Array, "batch heads 2"]
     memory: memory.MemoryState
 
 
@@ -85,9 +86,7 @@ def _initial_saliency(config: ModelConfig):
     """Initializer of the biases of W_fused: zero except those of p."""
 
     def init(key, shape, dtype):
-        p = jnp.repeat(
-            jnp.array([memory.INITIAL_SALIENCY, INITIAL_FADING], dtype), config.head_dim // 2
-        )
+        p = jnp.repeat(jnp.array([INITIAL_SALIENCY, INITIAL_FADING], dtype), config.head_dim // 2)
         p = jnp.tile(p / (SALIENCY_GAIN * config.head_dim**0.5), config.num_heads)
         return jnp.zeros(shape, dtype).at[4 * config.dim : 5 * config.dim].set(p)
 
@@ -167,8 +166,8 @@ class Block(nnx.Module):
 
         # Attention over short-term and long-term memory, in heads.
         queries = self.heads(self.W_q(h_x) + q / 2)
-        values, own_k, own_s = self.heads(v), self.heads(k), self.saliency(p)
-        keys, s = self.remembered(own_k, own_s, where.start, state)
+        values, own_k, evidence = self.heads(v), self.heads(k), self.evidence(p)
+        keys, s = self.remembered(own_k, evidence, where.start, state)
         single = isinstance(where, memory.Place)
         read_memories = memory.read_memories_once if single else memory_sequence.read_memories
         read = read_memories(queries, keys, values, s, where, state.memory, config)
@@ -187,8 +186,8 @@ class Block(nnx.Module):
             aux = aux._replace(saliency=loss)
         if key is not None and config.use_uboo:
             aux = aux._replace(uboo=self.uboo_loss(h_x, h_prev.astype(x.dtype)))
-        last_k, last_s = jax.tree.map(lambda x: x[:, :, -1], (own_k, own_s))
-        return x, LayerState(h[:, -1], last_k, last_s, read.state), aux
+        last = own_k[:, :, -1], evidence[:, :, -1, 0]
+        return x, LayerState(h[:, -1], *last, read.state), aux
 
     def project(self, x: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
         """q, k, v, z, p and e."""
@@ -227,25 +226,38 @@ class Block(nnx.Module):
         W = jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1)
         return inputs, CoreWeights(W, b_g=self.W_g.bias[...])
 
-    def saliency(self, p: Float[Array, "batch T dim"]) -> memory.Saliency:
-        """s and lambda [batch, heads, T], float32 or wider, from the two halves of a head's p."""
+    def evidence(self, p: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T 2 2"]:
+        """What p says of saliency, float32 or wider: [..., i, 0] of s and [..., i, 1] of lambda.
+
+        The two halves of a head's channels are those of s and of lambda. In heads with shifted
+        keys, the first half of each (i = 0) is for the next token, the other (i = 1) for the token
+        itself; elsewhere both are for the token itself.
+        """
+        half = self.config.head_dim // 2
         p = self.heads(p.astype(param_dtype(self.config)))
-        halves = p.reshape(*p.shape[:3], 2, self.config.head_dim // 2)
-        gain = SALIENCY_GAIN * self.config.head_dim**0.5
-        s, fading = jnp.moveaxis(gain * halves.mean(axis=-1), -1, 0)
-        return memory.Saliency(s, nnx.softplus(fading))
+        p = SALIENCY_GAIN * self.config.head_dim**0.5 / half * p.reshape(*p.shape[:3], 2, half)
+        for_next = p[..., : (half + 1) // 2], p[..., (half + 1) // 2 :]
+        return jnp.stack([part.sum(axis=-1) for part in for_next], axis=-2)
 
     def remembered(
         self,
         k: Float[Array, "batch heads T K"],
-        s: memory.Saliency,
+        evidence: Float[Array, "batch heads T 2 2"],
         start: Bool[Array, "batch T"],
         state: LayerState,
-    ) -> tuple[Float[Array, "batch heads T K"], memory.Saliency]:
-        """The keys and saliencies with which tokens enter the memories: shifted in some heads."""
-        if not self.config.shifted_keys:
-            return k, s
-        return memory.shift_keys(k, s, state.last_k, state.last_s, start)
+    ) -> tuple[Float[Array, "batch heads T K"], Saliency]:
+        """The keys and saliencies with which tokens enter the memories.
+
+        In heads with shifted keys a token has the key of the token before it, and is found by who
+        looks for that. So its saliency depends on both. The first token of a document has a zero
+        key and its own evidence.
+        """
+        before, own = jnp.moveaxis(evidence, 3, 0)
+        if self.config.shifted_keys:
+            k = memory.shift(k, state.last_k, start, first=0)
+            before = memory.shift(before, state.last_evidence, start, first=before)
+        s, fading = jnp.moveaxis(before + own, -1, 0)
+        return k, Saliency(s, nnx.softplus(fading))
 
     def uboo_loss(
         self, h: Float[Array, "batch T dim"], h_prev: Float[Array, "batch T dim"]

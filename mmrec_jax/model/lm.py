@@ -8,8 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.block import AuxLosses, Block, LayerState, RMSNorm, param_dtype
-from mmrec_jax.model.memory import MemoryState, Place, Saliency, Segments
+from mmrec_jax.model.memory import MemoryState, Place, Segments
 
 NO_DOCUMENT = -1  # the document of an empty state
 
@@ -46,7 +47,7 @@ def init_state(config: ModelConfig, batch: int) -> State:
         return LayerState(
             h=jnp.zeros((batch, config.dim), wide),
             last_k=jnp.zeros((batch, config.num_heads, config.head_dim), dtype),
-            last_s=Saliency(*(jnp.zeros((batch, config.num_heads), wide) for _ in range(2))),
+            last_evidence=jnp.zeros((batch, config.num_heads, 2), wide),
             memory=MemoryState(*slots(near), *slots(config.long_term), distance),
         )
 

@@ -17,36 +17,28 @@ complete sequence.
 Letters in shapes: B batch, T time, H heads, K head width, S, C, M as above.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.bank import (
+    Saliency,
+    bank_bias,
+    directions,
+    farthest,
+    forecast,
+    most_useful,
+    repeated,
+    rotate_back,
+)
 from mmrec_jax.model.ops import attend, similarity
-
-ROPE_BASE = 10_000.0
-# Forecasts that differ by at most this count as equal. Equal tokens have equal saliency in the
-# first layer, but the forms of the model round it differently; if they compared it to the last bit,
-# they would keep different tokens.
-TIE = 1e-4
-# Two tokens say the same if the cosines of their keys and of their values average more than this.
-SAME = 0.9
-# s before training: no token is expected to be used. Otherwise a bank that is carried from the
-# first steps on would hold on to tokens that an untrained model has chosen.
-INITIAL_SALIENCY = -4.0
-
-
-class Saliency(NamedTuple):
-    """What is known of a token's use by later queries; the forecast for an age is `forecast`."""
-
-    s: Float[Array, "*batch"]  # the logit of use when it leaves short-term memory; -inf: no token
-    fading: Float[Array, "*batch"]  # lambda >= 0: how the logit falls with age
+from mmrec_jax.model.rotary import rotary, turn
 
 
 class MemoryState(NamedTuple):
@@ -93,147 +85,21 @@ class Read(NamedTuple):
     state: MemoryState
 
 
-def shift_keys(
-    k: Float[Array, "batch heads T K"],
-    s: Saliency,
-    last_k: Float[Array, "batch heads K"],
-    last_s: Saliency,
+def shift(
+    x: Float[Array, "batch heads T width"],
+    last: Float[Array, "batch heads width"],
     start: Bool[Array, "batch T"],
-) -> tuple[Float[Array, "batch heads T K"], Saliency]:
-    """In heads 0, 2, ..., replaces each token's key and saliency by those of the token before it.
+    first: ArrayLike,
+) -> Float[Array, "batch heads T width"]:
+    """In heads 0, 2, ..., what belongs to the token before: the last one's for the first token.
 
-    Such a head finds what came *after* an earlier occurrence of what it looks for; how often it
-    will look for that, the token before knows. The first token of a document gets a zero key, and
-    keeps its own saliency.
+    A head with shifted keys finds what came *after* an earlier occurrence of what it looks for.
+    Where a document starts, there is `first` instead.
     """
-
-    def shift(x, last, first):
-        def of_heads_and_time(mask):  # [heads or 1, T or 1] after a batch
-            return mask.reshape(*mask.shape, *(1,) * (x.ndim - mask.ndim))
-
-        before = jnp.concatenate([last[:, :, None], x[:, :, :-1]], axis=2)
-        before = jnp.where(of_heads_and_time(start[:, None]), first, before)
-        even = (jnp.arange(x.shape[1]) % 2 == 0)[None, :, None]
-        return jnp.where(of_heads_and_time(even), before, x)
-
-    return shift(k, last_k, 0), jax.tree.map(lambda x, last: shift(x, last, x), s, last_s)
-
-
-def rotary(
-    positions: Sequence[int] | np.ndarray, head_dim: int, dtype: DTypeLike
-) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
-    """Cosines and sines of rotary positions (Su et al., 2021).
-
-    Channels j and j + K/2 are rotated by position * base^(-2j/K). Positions are known when the
-    program is traced, so the angles are computed in float64.
-    """
-    half = head_dim // 2
-    angles = np.asarray(positions)[:, None] * ROPE_BASE ** (-np.arange(half) / half)
-    return jnp.asarray(np.cos(angles), dtype), jnp.asarray(np.sin(angles), dtype)
-
-
-def turn(
-    x: Float[Array, "*batch K"], cos: Float[Array, "*T half"], sin: Float[Array, "*T half"]
-) -> Float[Array, "*batch K"]:
-    """Rotates channels j and j + K/2 of queries or keys by the angles of `rotary`."""
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def rotate(
-    x: Float[Array, "*batch T K"], positions: Sequence[int] | np.ndarray
-) -> Float[Array, "*batch T K"]:
-    """Rotates queries or keys to these positions: one for each of T, or a single one for all."""
-    return turn(x, *rotary(positions, x.shape[-1], x.dtype))
-
-
-def farthest(config: ModelConfig) -> int:
-    """Distances from here on make no difference, to the reading or to the forecast."""
-    oldest = config.short_term + 1 + config.chunk_len * config.oldest_age
-    return max(config.seen_tokens, oldest)
-
-
-def rotate_back(
-    k: Float[Array, "*batch M K"], distance: Int[Array, "... M"], config: ModelConfig
-) -> Float[Array, "*batch M K"]:
-    """Rotates keys of the bank, which stand `distance` tokens before the current chunk.
-
-    Positions count from S tokens before the chunk, as those of the near tokens do.
-    """
-    reach = config.seen_tokens
-    cos, sin = rotary(config.short_term - np.arange(reach + 1), k.shape[-1], k.dtype)
-    distance = jnp.minimum(distance, reach)
-    return turn(k, cos[distance], sin[distance])
-
-
-def log_age(
-    distance: Int[Array, "*batch"], config: ModelConfig, dtype: DTypeLike
-) -> Float[Array, "*batch"]:
-    """log(1 + min(a, A)), where a is the number of chunks since the token left short-term memory.
-
-    No age beyond A is told apart, so what has not faded by then never does.
-    """
-    age = (distance - config.short_term - 1) // config.chunk_len
-    return jnp.log1p(jnp.clip(age, 0, config.oldest_age).astype(dtype))
-
-
-def forecast(
-    saliency: Saliency, distance: Int[Array, "..."], config: ModelConfig
-) -> Float[Array, "..."]:
-    """The logit of use, s - lambda log(1 + min(a, A)), in a chunk `distance` tokens after it."""
-    return saliency.s - saliency.fading * log_age(distance, config, saliency.s.dtype)
-
-
-def bank_bias(forecasts: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
-    """What is added to the logits of the bank: log sigma(forecast) - log sigma(INITIAL_SALIENCY).
-
-    So an untrained model reads the bank like a part of the window, and a trained one reads above
-    all what it expects to use. An empty slot has a forecast of -inf. There is no gradient: saliency
-    learns from its own loss (saliency.py).
-    """
-    initial = np.log1p(np.exp(-INITIAL_SALIENCY))  # - log sigma
-    return lax.stop_gradient(jax.nn.log_sigmoid(forecasts) + initial)
-
-
-def directions(
-    k: Float[Array, "*batch P K"], v: Float[Array, "*batch P K"]
-) -> Float[Array, "*batch P K_and_K"]:
-    """What tokens are compared by: a product of two is the mean cosine of keys and of values."""
-
-    def unit(x):
-        x = lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-        return x * lax.rsqrt(2 * jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
-
-    return jnp.concatenate([unit(k), unit(v)], axis=-1)
-
-
-def repeated(
-    direction: Float[Array, "*batch P K_and_K"], forecasts: Float[Array, "*batch P"], chunk_len: int
-) -> Bool[Array, "*batch P"]:
-    """Which candidates for the bank, newest first, have nothing to say that another does not.
-
-    Each of the first C is compared with all that are older. Of two that say the same, the one with
-    the lower forecast is dropped, so that its place is free for others; of equal ones, the older. A
-    forecast of -inf is that of no token.
-    """
-    older = np.arange(chunk_len)[:, None] < np.arange(direction.shape[-2])
-    same = direction[..., :chunk_len, :] @ jnp.swapaxes(direction, -1, -2) > SAME
-    new = forecasts[..., :chunk_len]
-    same &= older & jnp.isfinite(new)[..., None] & jnp.isfinite(forecasts)[..., None, :]
-    newer_wins = new[..., None] + TIE >= forecasts[..., None, :]
-    dropped = jnp.any(same & newer_wins, axis=-2)
-    lost = jnp.any(same & ~newer_wins, axis=-1)
-    return dropped.at[..., :chunk_len].set(dropped[..., :chunk_len] | lost)
-
-
-def most_useful(forecasts: Float[Array, "*batch P"], slots: int) -> Int[Array, "*batch M"]:
-    """Indices of the M highest forecasts; of equal ones, the earlier.
-
-    Each is ranked by the highest forecast that is at most TIE above its own.
-    """
-    equal = forecasts[..., None, :] <= forecasts[..., None] + TIE
-    rank = jnp.max(jnp.where(equal, forecasts[..., None, :], -jnp.inf), axis=-1)
-    return lax.top_k(rank, slots)[1]
+    before = jnp.concatenate([last[:, :, None], x[:, :, :-1]], axis=2)
+    before = jnp.where(start[:, None, :, None], first, before)
+    even = np.arange(x.shape[1]) % 2 == 0
+    return jnp.where(even[:, None, None], before, x)
 
 
 def followed_by_room(k, v, s: Saliency, slots: int) -> tuple[Array, Array, Saliency]:

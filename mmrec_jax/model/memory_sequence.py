@@ -16,22 +16,19 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model.memory import (
-    MemoryState,
-    Read,
+from mmrec_jax.model.bank import (
     Saliency,
-    Segments,
     bank_bias,
     directions,
     farthest,
-    followed_by_room,
     forecast,
     most_useful,
     repeated,
-    rotate,
     rotate_back,
 )
+from mmrec_jax.model.memory import MemoryState, Read, Segments, followed_by_room
 from mmrec_jax.model.ops import attend, similarity
+from mmrec_jax.model.rotary import rotate
 
 
 class Tokens(NamedTuple):
@@ -59,7 +56,7 @@ def select_salient(
 
     Args:
         s, position, segment, direction: saliencies [batch, heads, P], positions, documents and
-            directions (`memory.directions`) of the pool.
+            directions (`bank.directions`) of the pool.
         chunk_segment: the document of each chunk's last token.
         config: of the model.
 

@@ -14,8 +14,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model.memory import Saliency, forecast, log_age, rotate, rotate_back
+from mmrec_jax.model.bank import Saliency, forecast, log_age, rotate_back
 from mmrec_jax.model.ops import similarity
+from mmrec_jax.model.rotary import rotate
 
 
 def saliency_loss(

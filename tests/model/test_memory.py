@@ -17,8 +17,9 @@ from helpers import (
     small_config,
     widen,
 )
+from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.lm import init_state
-from mmrec_jax.model.memory import MemoryState, Saliency, Segments
+from mmrec_jax.model.memory import MemoryState, Segments
 from mmrec_jax.model.memory_sequence import read_memories
 
 TIME = 32

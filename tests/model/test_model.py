@@ -20,8 +20,8 @@ from helpers import (
     widen,
 )
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.lm import MMRec
-from mmrec_jax.model.memory import Saliency
 from mmrec_jax.model.saliency import saliency_loss
 
 BATCH, TIME = 2, 40

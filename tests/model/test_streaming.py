@@ -109,7 +109,7 @@ def check_states(actual, expected):
     for layer, other in zip(actual.layers, expected.layers, strict=True):
         np.testing.assert_allclose(layer.h, other.h, **CLOSE)
         np.testing.assert_allclose(layer.last_k, other.last_k, **CLOSE)
-        np.testing.assert_allclose(layer.last_s, other.last_s, **CLOSE)
+        np.testing.assert_allclose(layer.last_evidence, other.last_evidence, **CLOSE)
         memory, other = layer.memory._asdict(), other.memory._asdict()
         for name in memory:
             s = other[f"{name.partition('_')[0]}_s"].s
