@@ -73,7 +73,8 @@ class Curve(NamedTuple):
 
 
 def main():
-    from mmrec_jax.report.plots import draw, plot_curves
+    from mmrec_jax.report.drawing import draw
+    from mmrec_jax.report.plots import plot_curves
 
     folder, names = Path(_WORKDIR.value), []
     for name in _RUN.value:

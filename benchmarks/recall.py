@@ -28,7 +28,8 @@ COMPLETE = ("pairs_32", "pairs_16", "full", "pairs_4")
 
 
 def main():
-    from mmrec_jax.report.plots import draw, plot_recall
+    from mmrec_jax.report.drawing import draw
+    from mmrec_jax.report.plots import plot_recall
     from mmrec_jax.report.recall import RecallResult
 
     start = time.perf_counter()

@@ -16,7 +16,8 @@ from mmrec_jax.learning.breakdown import DRAWS, FEWEST, Breakdown
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step, state_bytes
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.params import Params
-from mmrec_jax.report.plots import draw, plot_distances, plot_positions
+from mmrec_jax.report.drawing import draw
+from mmrec_jax.report.plots import plot_distances, plot_positions
 from mmrec_jax.runs.workdir import Run, open_run
 from mmrec_jax.tables import print_table
 

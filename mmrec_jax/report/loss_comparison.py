@@ -11,13 +11,14 @@ from mmrec_jax.data.dataset import Split
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.breakdown import Breakdown
+from mmrec_jax.report.drawing import draw
 from mmrec_jax.report.evaluation import (
     about_intervals,
     interval_text,
     read_subject,
     text_windows,
 )
-from mmrec_jax.report.plots import draw, plot_distances
+from mmrec_jax.report.plots import plot_distances
 from mmrec_jax.runs.workdir import Run, open_run, run_names
 from mmrec_jax.tables import print_table
 

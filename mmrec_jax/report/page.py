@@ -21,6 +21,7 @@ from mmrec_jax.files import write_text
 from mmrec_jax.learning.breakdown import FEWEST
 from mmrec_jax.learning.cost import count_flops, count_parameters
 from mmrec_jax.report import plots
+from mmrec_jax.report.drawing import draw_for_page, shorten
 from mmrec_jax.report.model_parts import read_model
 from mmrec_jax.report.run_log import RULE, RunLog, gap_rows, judge, read_log, read_status
 from mmrec_jax.runs.checkpoints import Checkpoints
@@ -47,7 +48,7 @@ def write_report(path: Path, with_model: bool = True) -> Path:
     config, log = read_config(path), read_log(path)
     steps, best_step, finished = _read_checkpoints(path)
     status = read_status(log, path, finished)
-    draw = functools.partial(plots.draw_for_page, _pictures_folder(path))
+    draw = functools.partial(draw_for_page, _pictures_folder(path))
     gaps = gap_rows(log)
     starts = [event for event in log.events if event.get("steps_per_epoch")]
     verdict, advice = judge(gaps, starts[-1]["steps_per_epoch"] if starts else 0)
@@ -107,7 +108,7 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
     if not any(len(log.train["step"]) for log in logs):
         raise UserError("none of these runs has recorded a step yet")
     output.parent.mkdir(parents=True, exist_ok=True)
-    losses = plots.draw_for_page(
+    losses = draw_for_page(
         _pictures_folder(output.parent),
         "comparison",
         plots.plot_comparison,
@@ -151,7 +152,7 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
         ("perplexity", f"{best['perplexity']:,.3f}" if best else unknown),
         ("token accuracy", f"{best['accuracy']:.2%}" if best else unknown),
         ("parameters", f"{sum(count_parameters(config.model).values()):,}"),
-        ("training tokens", plots.shorten(tokens, form="{:.3g} {}")),
+        ("training tokens", shorten(tokens, form="{:.3g} {}")),
         ("training FLOPs", f"{tokens * count_flops(config).training:.3g}"),
         ("training time", _duration(seconds)),
         ("tokens per second", f"{np.median(speed):,.0f}" if len(speed) else unknown),

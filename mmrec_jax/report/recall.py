@@ -9,7 +9,8 @@ from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.evaluate import state_bytes
 from mmrec_jax.learning.recall import MULTIPLES, recall_accuracy
-from mmrec_jax.report.plots import draw, plot_recall
+from mmrec_jax.report.drawing import draw
+from mmrec_jax.report.plots import plot_recall
 from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.tables import print_table
 

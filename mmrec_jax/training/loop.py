@@ -25,7 +25,7 @@ from mmrec_jax.runs.provenance import provenance
 from mmrec_jax.training import hooks
 from mmrec_jax.training.display import SHOWN_EPOCHS, Display
 from mmrec_jax.training.growing import Source, compare, grown_state, open_source, slower_old_part
-from mmrec_jax.training.hooks import Due, Hook, Journal, Moment, Timetable
+from mmrec_jax.training.moment import Due, Hook, Journal, Moment, Timetable
 from mmrec_jax.training.profiling import Profile
 from mmrec_jax.training.progress import Progress
 from mmrec_jax.training.signals import StopSignals

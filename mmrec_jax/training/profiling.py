@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from mmrec_jax.training.hooks import Moment
+from mmrec_jax.training.moment import Moment
 
 WARM_UP, STEPS = 5, 5  # number of steps before the recording, and in it
 

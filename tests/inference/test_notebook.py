@@ -9,7 +9,8 @@ import nbformat
 import numpy as np
 from nbclient import NotebookClient
 
-from mmrec_jax.report.plots import draw, plot_saliency
+from mmrec_jax.report.drawing import draw
+from mmrec_jax.report.plots import plot_saliency
 from small_runs import ROOT
 
 

@@ -14,7 +14,7 @@ from mmrec_jax.learning.step import StepMetrics, TrainState
 from mmrec_jax.runs.metrics import MetricsWriter
 from mmrec_jax.training import hooks
 from mmrec_jax.training.display import Display
-from mmrec_jax.training.hooks import Due, Journal, Moment, Numbers, Timetable
+from mmrec_jax.training.moment import Due, Journal, Moment, Numbers, Timetable
 from mmrec_jax.training.profiling import STEPS, WARM_UP, Profile
 from mmrec_jax.training.progress import Progress
 from mmrec_jax.training.signals import Interrupted
