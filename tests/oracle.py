@@ -196,15 +196,7 @@ def run_layer(params, config, x, document):
                 for j in older
             }
             far = {j: logit / np.sqrt(width) for j, logit in far.items()}
-            expected = [
-                forecast(config, trace.s[j, head], trace.fading[j, head], age(begin, j))
-                for j in bank
-            ]
-            biased = [
-                far[j] + np.log(sigmoid(x)) - np.log(sigmoid(-4.0))
-                for j, x in zip(bank, expected, strict=True)
-            ]
-            weights = softmax(np.array(near + biased))
+            weights = softmax(np.array(near + [far[j] for j in bank]))
             read.append(weights @ values[window + bank, head])
 
             probability = softmax(np.array([*near, *far.values()]))[len(near) :]

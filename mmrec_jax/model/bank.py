@@ -1,9 +1,8 @@
-"""Which tokens long-term memory keeps, and how much they count when it is read.
+"""Which tokens long-term memory keeps, and where they are read.
 
 A token has a saliency, from which its use is forecast at each age. Of tokens that say the same, one
 is kept (`repeated`); of the others, the M of highest forecast (`most_useful`). What the bank holds
-is read where it stands, up to `seen_tokens` tokens before the chunk (`rotate_back`), with a bias by
-its forecast (`bank_bias`).
+is read where it stands, up to `seen_tokens` tokens before the chunk (`rotate_back`).
 
 Letters in shapes: B batch, T time, H heads, K head width, M slots of the bank; P candidates for
 them, newest first.
@@ -11,7 +10,6 @@ them, newest first.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -74,17 +72,6 @@ def forecast(
 ) -> Float[Array, "..."]:
     """The logit of use, s - lambda log(1 + min(a, A)), in a chunk `distance` tokens after it."""
     return saliency.s - saliency.fading * log_age(distance, config, saliency.s.dtype)
-
-
-def bank_bias(forecasts: Float[Array, "*batch M"]) -> Float[Array, "*batch M"]:
-    """What is added to the logits of the bank: log sigma(forecast) - log sigma(INITIAL_SALIENCY).
-
-    So an untrained model reads the bank like a part of the window, and a trained one reads above
-    all what it expects to use. An empty slot has a forecast of -inf. There is no gradient: saliency
-    learns from its own loss (saliency.py).
-    """
-    initial = np.log1p(np.exp(-INITIAL_SALIENCY))  # - log sigma
-    return lax.stop_gradient(jax.nn.log_sigmoid(forecasts) + initial)
 
 
 def directions(

@@ -4,8 +4,7 @@ Time is divided into chunks of C tokens. A query attends to the S tokens before 
 chunk up to itself (short-term memory), and to the bank: per head, M of all older tokens (long-term
 memory). Rotary positions are exact up to S + C + M tokens before the chunk; older tokens are read
 as if they were there. So the bank would be the far part of a sliding window of S + C + M tokens if
-it kept the newest tokens. Instead it keeps those that are expected to be used most, and adds the
-logarithm of their expected use to their logits (`bank_bias`).
+it kept the newest tokens. Instead it keeps those that are expected to be used most.
 
 When a chunk is complete, the C tokens that leave short-term memory are offered to the bank
 (consolidation). Of tokens that say the same, only one is kept (`repeated`); of the others, the bank
@@ -29,7 +28,6 @@ from jaxtyping import Array, Bool, Float, Int
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.bank import (
     Saliency,
-    bank_bias,
     directions,
     farthest,
     forecast,
@@ -132,7 +130,7 @@ def read_memories_once(
     near_logits = similarity(q, turn(near_k, cos, sin))
     near_logits = jnp.where(place.live[:, None, None], near_logits, -jnp.inf)
     bank_logits = similarity(q, rotate_back(state.long_k, state.long_distance, config))
-    bank_logits += bank_bias(forecast(long_s, state.long_distance, config))[:, :, None]
+    bank_logits = jnp.where(jnp.isfinite(long_s.s)[:, :, None], bank_logits, -jnp.inf)
     logits = jnp.concatenate([bank_logits, near_logits], axis=-1)
     values = jnp.concatenate([state.long_v, near_v], axis=2)
 

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.bank import (
     Saliency,
-    bank_bias,
     directions,
     farthest,
     forecast,
@@ -200,11 +199,11 @@ def _long_term(q, segment, near: Tokens, long: Tokens, config: ModelConfig):
     begin = chunk_len * np.arange(num_chunks + 1, dtype=np.int32)[:, None]
     distance = begin - bank_position
     logits = similarity(q, rotate_back(bank_k[:, :, :-1], distance[:, :, :-1], config))
-    bias = bank_bias(forecast(saliency, distance, config))
-    logits += bias[:, :, :-1, None]
     bank_segment = jnp.pad(last_segment[:, :-1], ((0, 0), (1, 0)))
-    readable = segment == bank_segment[..., None]
-    logits = jnp.where(readable[:, None, :, :, None], logits, -jnp.inf)
+    same = segment == bank_segment[..., None]
+    filled = jnp.isfinite(bank_s[:, :, :-1])
+    readable = same[:, None, :, :, None] & filled[:, :, :, None]
+    logits = jnp.where(readable, logits, -jnp.inf)
     last = jax.tree.map(lambda x: x[:, :, -1], (bank_k, bank_v, saliency, bank_position))
     return logits, bank_v[:, :, :-1], Tokens(*last, segment=last_segment[:, -1:])
 
