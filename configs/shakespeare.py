@@ -20,6 +20,8 @@ def get_config():
     config.name = "shakespeare"
 
     config.model.vocab_size = 128
+    config.model.short_term = 64
+    config.model.long_term = 64
     config.model.dropout = 0.0
 
     config.data.source = "tfds"
@@ -29,6 +31,10 @@ def get_config():
 
     config.train.batch_size = 12
     config.train.seq_len = 64
+    # Each row reads on to the end of its lane. What is read on is read 16 steps later, so that
+    # successive steps learn from different plays.
+    config.train.carry_memory = True
+    config.train.carry_groups = 16
     config.train.num_steps = 2_000
     config.train.optimizer = "muon"
     config.train.learning_rate = 2e-3

@@ -19,12 +19,10 @@ def get_config():
     config.name = "shakespeare_carried"
 
     config.model.chunk_len = 64
-    config.model.short_term = 64
-    config.model.long_term = 64
     config.model.dropout = 0.15
 
-    config.train.carry_memory = True
     config.train.carry_windows = 2
+    config.train.carry_groups = 1
     config.train.batch_size = 8
     config.train.seq_len = 256
     config.train.num_steps = 8_000

@@ -19,7 +19,7 @@ from mmrec_jax.report.drawing import shorten
 from mmrec_jax.report.run_log import RunLog
 
 FEWEST_TOKENS = 100  # in a bucket that is plotted by distance
-NEVER = -1.5  # where the loss of tokens that have not occurred before is plotted
+NEVER = -2.5  # where the loss of tokens that have not occurred before is plotted
 BINS = 800  # of a curve: with more steps, the mean and range of each bin are drawn
 _MARKERS = "osD^vPX"
 
