@@ -15,9 +15,9 @@ VARIANTS = {
     "no_attention": {"model.long_term": 0, "model.short_term": 0, "model.chunk_len": 1},
     "no_shifted_keys": {"model.shifted_keys": False},
     "all_in_sight": {"model.short_term": 128},  # nothing leaves short-term memory in training
-    "pairs_4": {"data.recall_pairs": 4, "model.long_term": 12},
-    "pairs_16": {"data.recall_pairs": 16, "model.long_term": 48, "train.seq_len": 192},
-    "pairs_32": {"data.recall_pairs": 32, "model.long_term": 96, "train.seq_len": 256},
+    "pairs_4": {"data.recall_pairs": 4, "model.long_term": 24},
+    "pairs_16": {"data.recall_pairs": 16, "model.long_term": 64, "train.seq_len": 192},
+    "pairs_32": {"data.recall_pairs": 32, "model.long_term": 128, "train.seq_len": 256},
 }
 
 
@@ -34,7 +34,7 @@ def get_config(variant="full"):
     model.num_heads = 2  # H
     model.chunk_len = 32  # C
     model.short_term = 32  # S
-    model.long_term = 24  # M
+    model.long_term = 32  # M
     model.oldest_age = 4  # A; texts of 128 tokens show ages of up to 2
 
     data = config.data
