@@ -46,7 +46,12 @@ def table_text(
 
 def _table(names, rows, texts, framed, options) -> Table:
     columns = [
-        Column(name, justify="left" if index < texts else "right", no_wrap=index < texts)
+        Column(
+            name,
+            justify="left" if index < texts else "right",
+            no_wrap=index < texts,
+            overflow="fold",  # a long name of a run is complete, on several lines
+        )
         for index, name in enumerate(names)
     ]
     table = Table(*columns, box=box.HEAVY_HEAD if framed else box.SIMPLE_HEAD, **options)

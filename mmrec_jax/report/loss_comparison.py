@@ -78,7 +78,9 @@ def compare_losses(
         "total": sections.pop("total")[0],
         **{f"by_{kind}": rows for kind, rows in sections.items()},
     }
-    title = f"{values['text']}, {checkpoint} checkpoints, carried memory"
+    title = (
+        f"{values['text']}, {checkpoint} checkpoints, carried memory; differences: minus {names[0]}"
+    )
     _print(names, breakdowns, title)
     write_text(output / "eval.json", json.dumps(values, indent=2) + "\n")
     curves = dict(zip(names, breakdowns, strict=True))
@@ -156,7 +158,7 @@ def _print(names: list[str], breakdowns: list[Breakdown], title: str) -> None:
     first, *others = breakdowns
     heads, rows = ["loss by", "", "tokens", names[0]], []
     for name in names[1:]:
-        heads += [name, f"{name} - {names[0]}", "95% interval"]
+        heads += [name, "difference", "95% interval"]
     for kind, section in HEADS.items():
         rows.append(())
         columns = [(of.buckets(kind), of.buckets(kind, minus=first)) for of in others]

@@ -29,7 +29,7 @@ def change(workdir, **knobs):
 def test_equal_models_differ_by_nothing_in_any_bucket(twins, tmp_path, capsys):
     values = compare_losses(twins, "best", "test", None, tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "b - a" in printed
+    assert "differences: minus a" in printed
     assert "no intervals: they need 5 documents to resample; the text has 1" in printed
     assert json.loads((tmp_path / "out/eval.json").read_text()) == values
     assert (tmp_path / "out/loss_by_distance.png").stat().st_size > 10_000
