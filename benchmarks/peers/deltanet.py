@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from benchmarks.peers.stack import Convolution, GatedMLP, Place, Stack, linear
+from benchmarks.peers.stack import Convolution, GatedMLP, Maps, Place, Stack, linear
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.block import param_dtype
 
@@ -121,8 +121,7 @@ class DeltaNet(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config, wide = config, param_dtype(config)
         dim, heads, values = config.dim, config.num_heads, VALUE_WIDTH * config.dim
-        self.sizes = [dim, dim, values, values, heads, heads]
-        self.W_in = linear(config, rngs)(dim, sum(self.sizes))
+        self.W_in = Maps(config, dim, [dim, dim, values, values, heads, heads], rngs)
         self.convolution = Convolution(config, 2 * dim + values, rngs)
         rates = jax.random.uniform(rngs.params(), (heads,), wide, 0.01, 16)
         self.log_A = nnx.Param(jnp.log(rates))
@@ -136,12 +135,13 @@ class DeltaNet(nnx.Module):
         return Memory(jnp.zeros(shape, param_dtype(config)), self.convolution.init_state(batch))
 
     def __call__(self, x, place: Place, state: Memory):
-        sizes, wide = self.sizes, state.S.dtype
-        qkv, gate, a, b = jnp.split(self.W_in(x), np.cumsum([sum(sizes[:3]), *sizes[3:5]]), -1)
-        qkv, inputs = self.convolution(qkv, place, state.inputs)
+        wide = state.S.dtype
+        *qkv, gate, a, b = self.W_in(x)
+        ends = np.cumsum([part.shape[-1] for part in qkv])
+        qkv, inputs = self.convolution(jnp.concatenate(qkv, axis=-1), place, state.inputs)
         q, k, v = (
             jnp.moveaxis(part.reshape(*x.shape[:2], self.config.num_heads, -1), 1, 2)
-            for part in jnp.split(nnx.silu(qkv).astype(wide), np.cumsum(sizes[:2]), axis=-1)
+            for part in jnp.split(nnx.silu(qkv).astype(wide), ends[:-1], axis=-1)
         )
         q, k = unit(q) / q.shape[-1] ** 0.5, unit(k)
         a, b = (jnp.moveaxis(logit.astype(wide), -1, 1) for logit in (a, b))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from benchmarks.peers.stack import Convolution, GatedMLP, Place, Stack, linear
+from benchmarks.peers.stack import Convolution, GatedMLP, Maps, Place, Stack, linear
 from benchmarks.peers.transformer import Attention
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.block import param_dtype
@@ -61,7 +61,7 @@ class RecurrentBlock(nnx.Module):
         self.config, wide = config, param_dtype(config)
         dim, heads, width = config.dim, config.num_heads, config.head_dim
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=0)
-        self.W_yu = linear(config, rngs)(dim, 2 * dim)
+        self.W_yu = Maps(config, dim, [dim, dim], rngs)
         self.convolution = Convolution(config, dim, rngs, scale=0.01)
         self.gates = nnx.Param(init(rngs.params(), (heads, width, 2 * width), wide))
         self.gate_bias = nnx.Param(jnp.zeros(2 * dim, wide))
@@ -73,7 +73,7 @@ class RecurrentBlock(nnx.Module):
         return Memory(h, self.convolution.init_state(batch))
 
     def __call__(self, x, place: Place, state: Memory):
-        y, z = jnp.split(self.W_yu(x), 2, axis=-1)
+        y, z = self.W_yu(x)
         z, inputs = self.convolution(z, place, state.inputs)
         h = self.rg_lru(z.astype(state.h.dtype), place.start[..., None], state.h)
         return self.W_o(nnx.gelu(y) * h.astype(x.dtype)), Memory(h[:, -1], inputs)

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from benchmarks.peers.stack import Place, Stack
+from benchmarks.peers.stack import Maps, Place, Stack
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.block import param_dtype
-from mmrec_jax.model.ops import Linear
 
 
 class Memory(NamedTuple):
@@ -85,24 +84,19 @@ class LSTM(nnx.Module):
     """One layer."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        wide, dim = param_dtype(config), config.dim
-        init = nnx.initializers
-        self.W_x = Linear(
-            dim,
-            4 * dim,
-            bias_init=lambda key, shape, dtype: jnp.zeros(shape, dtype).at[dim : 2 * dim].set(1.0),
-            dtype=jnp.dtype(config.dtype),
-            param_dtype=wide,
-            rngs=rngs,
-        )
-        self.W_h = nnx.Param(init.orthogonal()(rngs.params(), (dim, 4 * dim), wide))
+        self.dim, self.wide = config.dim, param_dtype(config)
+        sizes, orthogonal = 4 * [self.dim], nnx.initializers.orthogonal()
+        self.W_x = Maps(config, self.dim, sizes, rngs)
+        self.W_h = Maps(config, self.dim, sizes, rngs, kernel_init=orthogonal)
+        i, f, o, g = jnp.zeros((4, self.dim), self.wide)
+        self.b = nnx.Param(jnp.concatenate([i, f + 1, o, g]))  # f: at first, nothing is forgotten
 
     def init_state(self, batch: int) -> Memory:
-        return Memory(*(jnp.zeros((batch, self.W_h.shape[0]), self.W_h.dtype) for _ in range(2)))
+        return Memory(*(jnp.zeros((batch, self.dim), self.wide) for _ in range(2)))
 
     def __call__(self, x, place: Place, state: Memory):
-        a = jnp.swapaxes(self.W_x(x), 0, 1).astype(self.W_h.dtype)
-        h, c = recurrence(a, self.W_h[...], state, place.start.T)
+        a = jnp.concatenate(self.W_x(x), axis=-1).astype(self.wide) + self.b[...]
+        h, c = recurrence(jnp.swapaxes(a, 0, 1), self.W_h.kernel, state, place.start.T)
         return jnp.swapaxes(h, 0, 1).astype(x.dtype), Memory(h[-1], c[-1])
 
 

@@ -11,7 +11,8 @@ the sum of all branches does not grow with the number of layers (Radford et al.,
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.block import AuxLosses, RMSNorm, param_dtype
 from mmrec_jax.model.interface import ModelFunctions
 from mmrec_jax.model.lm import NO_DOCUMENT, Output, embedding
-from mmrec_jax.model.ops import Linear, dropout
+from mmrec_jax.model.ops import Linear, affine, dropout
 
 
 class Place(NamedTuple):
@@ -116,16 +117,38 @@ def linear(config: ModelConfig, rngs: nnx.Rngs, ends_branch: bool = False) -> Ca
     )
 
 
+class Maps(nnx.Module):
+    """Several linear maps of one input, computed as one.
+
+    Each is a parameter, so that Muon makes the update of each orthogonal.
+    """
+
+    def __init__(
+        self, config: ModelConfig, inputs: int, outputs: Sequence[int], rngs: nnx.Rngs, **options
+    ):
+        make = functools.partial(linear(config, rngs), **options)
+        self.maps = nnx.List([make(inputs, size) for size in outputs])
+        self.ends = tuple(itertools.accumulate(outputs))
+
+    @property
+    def kernel(self) -> Array:
+        """The maps side by side, [inputs, sum of outputs]."""
+        return jnp.concatenate([one.kernel[...] for one in self.maps], axis=1)
+
+    def __call__(self, x) -> list[Array]:
+        return jnp.split(affine(x, self.kernel.astype(x.dtype), None), self.ends[:-1], axis=-1)
+
+
 class GatedMLP(nnx.Module):
     """W_out (act(W_gate x) * W_up x) (Shazeer, 2020)."""
 
     def __init__(self, config: ModelConfig, hidden: int, activation, rngs: nnx.Rngs):
-        self.into = linear(config, rngs)(config.dim, 2 * hidden)
+        self.into = Maps(config, config.dim, [hidden, hidden], rngs)
         self.out = linear(config, rngs, ends_branch=True)(hidden, config.dim)
         self.activation = activation
 
     def __call__(self, x):
-        gate, up = jnp.split(self.into(x), 2, axis=-1)
+        gate, up = self.into(x)
         return self.out(self.activation(gate) * up)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from benchmarks.peers.stack import GatedMLP, Place, Stack, linear
+from benchmarks.peers.stack import GatedMLP, Maps, Place, Stack, linear
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.ops import attend, similarity
 from mmrec_jax.model.rotary import rotary, rotate, turn
@@ -51,8 +51,8 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int, key_heads: int):
         """`key_heads`: heads of keys and values; with 1, all heads of queries share them (MQA)."""
         self.config, self.window, self.key_heads = config, window, key_heads
-        self.sizes = [heads * config.head_dim for heads in (config.num_heads, key_heads)]
-        self.W_qkv = linear(config, rngs)(config.dim, self.sizes[0] + 2 * self.sizes[1])
+        sizes = [heads * config.head_dim for heads in (config.num_heads, key_heads, key_heads)]
+        self.W_qkv = Maps(config, config.dim, sizes, rngs)
         self.W_o = linear(config, rngs, ends_branch=True)(config.dim, config.dim)
 
     def init_state(self, batch: int, window: int | None = None) -> Seen:
@@ -89,10 +89,9 @@ class Attention(nnx.Module):
 
     def project(self, x):
         """q [B, H, T, K]; k and v [B, key heads, T, K]."""
-        parts = jnp.split(self.W_qkv(x), np.cumsum([self.sizes[0], self.sizes[1]]), axis=-1)
         return [
             jnp.moveaxis(part.reshape(*x.shape[:2], -1, self.config.head_dim), 1, 2)
-            for part in parts
+            for part in self.W_qkv(x)
         ]
 
     def read(self, q, k, v, visible):
