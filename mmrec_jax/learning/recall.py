@@ -13,6 +13,7 @@ from mmrec_jax.model.params import Params, model_graph
 
 MULTIPLES = (1, 4, 20, 100, 1000)
 TEXTS = 16  # per task
+ASKS = 4  # at each length; after different noise, so that mistakes in reading are measured too
 LONG_PIECE = 512  # approximate number of tokens of noise read in one call
 
 
@@ -21,7 +22,7 @@ def recall_accuracy(
 ) -> tuple[dict[str, int], dict[str, list[float]]]:
     """Asks for the facts of each text after increasing amounts of noise.
 
-    Each text is read once. At each length, a copy of the state reads the questions.
+    Each text is read once. At each length, copies of the state read more noise and the questions.
 
     Args:
         config, params: those of the run.
@@ -29,7 +30,7 @@ def recall_accuracy(
         texts: number of texts per task.
 
     Returns:
-        By task: the number of answers asked for at each length, and the share of correct answers
+        By task: how often an answer is asked for at each length, and the share of correct answers
         at each length.
 
     Raises:
@@ -51,11 +52,12 @@ def recall_accuracy(
         )
 
     def draw(task):
-        """Facts, then questions after noise, and which of these tokens are answers."""
+        """Facts, then questions after noise [ASKS, end], and which of these tokens are answers."""
         text = recall.make_text(rng, task, pairs, fact_length)
         before = end - len(text.questions)
-        questions = np.concatenate([recall.make_noise(rng, task, before), text.questions])
-        return text.facts, questions, np.pad(text.answers, (before, 0))
+        noises = [recall.make_noise(rng, task, before) for _ in range(ASKS)]
+        questions = [np.concatenate([noise, text.questions]) for noise in noises]
+        return text.facts, np.stack(questions), np.pad(text.answers, (before, 0))
 
     drawn = [draw(task) for task in recall.TASKS for _ in range(texts)]
     facts, ends, answers = map(np.stack, zip(*drawn, strict=True))
@@ -67,14 +69,18 @@ def recall_accuracy(
     def by_task(rows):
         return np.split(rows, len(recall.TASKS))
 
-    def ask(state):
+    def ask(state, tokens):
+        """Which tokens after the first are predicted, [rows, end - 1]."""
         predictions = []
-        for tokens in np.split(ends, end // short_piece, axis=1):
-            predicted, state = read(params, state, tokens)
+        for piece in np.split(tokens, end // short_piece, axis=1):
+            predicted, state = read(params, state, piece)
             predictions.append(np.asarray(predicted))
-        right = np.concatenate(predictions, axis=1)[:, :-1] == ends[:, 1:]
-        of_tasks = zip(by_task(right), by_task(answers[:, 1:]), strict=True)
-        return [float(right[asked].mean()) for right, asked in of_tasks]
+        return np.concatenate(predictions, axis=1)[:, :-1] == tokens[:, 1:]
+
+    def ask_repeatedly(state):
+        share = np.mean([ask(state, ends[:, index]) for index in range(ASKS)], axis=0)
+        of_tasks = zip(by_task(share), by_task(answers[:, 1:]), strict=True)
+        return [float(share[asked].mean()) for share, asked in of_tasks]
 
     state = init_state(config.model, len(facts))
     for tokens in np.split(facts, fact_length // short_piece, axis=1):
@@ -86,9 +92,9 @@ def recall_accuracy(
             function = skip if piece == long_piece else read
             state = function(params, state, noise(piece))[-1]
             position += piece
-        by_length.append(ask(state))
+        by_length.append(ask_repeatedly(state))
 
-    asked = [int(rows.sum()) for rows in by_task(answers)]
+    asked = [ASKS * int(rows.sum()) for rows in by_task(answers)]
     shares = map(list, zip(*by_length, strict=True))
     return dict(zip(recall.TASKS, asked, strict=True)), dict(zip(recall.TASKS, shares, strict=True))
 

@@ -22,7 +22,7 @@ class RecallResult(NamedTuple):
     step: int
     trained_length: int  # tokens
     state_bytes: int  # of the state per text, whatever its length
-    questions: dict[str, int]  # by task: number of answers asked for at each length
+    questions: dict[str, int]  # by task: how often an answer is asked for at each length
     accuracy: dict[str, list[float]]  # by task: share of correct answers for each of `multiples`
     multiples: tuple[int, ...]  # lengths of the texts, as multiples of the trained length
 

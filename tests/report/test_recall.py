@@ -155,7 +155,7 @@ def test_suite_asks_for_the_same_facts_after_more_and_more_noise(monkeypatch, si
     monkeypatch.setattr(learning_recall, "LONG_PIECE", 64)
     asked, accuracy = recall_accuracy(config(train__seq_len=64), None, multiples=(1, 3, 8), texts=4)
     assert lengths
-    assert asked == {"together": 12, "scattered": 12, "passkey": 20}
+    assert asked == {"together": 48, "scattered": 48, "passkey": 80}  # four times each
     for shares in accuracy.values():
         assert shares == ([1.0, 1.0, 1.0] if sight > 1000 else [1.0, 0.0, 0.0])
 
