@@ -61,10 +61,7 @@ def recall_accuracy(
 
     drawn = [draw(task) for task in recall.TASKS for _ in range(texts)]
     facts, ends, answers = map(np.stack, zip(*drawn, strict=True))
-
-    def noise(count):
-        of_tasks = [recall.make_noise(rng, task, texts * count) for task in recall.TASKS]
-        return np.concatenate(of_tasks).reshape(-1, count)
+    noise = [recall.Noise(rng, task) for task in recall.TASKS for _ in range(texts)]
 
     def by_task(rows):
         return np.split(rows, len(recall.TASKS))
@@ -90,7 +87,7 @@ def recall_accuracy(
         while (left := multiple * length - end - position) > 0:
             piece = long_piece if left >= long_piece else short_piece
             function = skip if piece == long_piece else read
-            state = function(params, state, noise(piece))[-1]
+            state = function(params, state, np.stack([of.take(piece) for of in noise]))[-1]
             position += piece
         by_length.append(ask_repeatedly(state))
 

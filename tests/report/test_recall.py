@@ -51,6 +51,14 @@ def test_answers_follow_from_the_facts(task, length):
         assert solve(whole) == words(text.questions[text.answers])
 
 
+def test_filler_taken_in_pieces_consists_of_complete_sentences():
+    noise = recall.Noise(np.random.default_rng(0), "passkey")
+    pieces = [noise.take(length) for length in (0, 1, 5, 40, 3, 1, 200)]
+    assert [len(piece) for piece in pieces] == [0, 1, 5, 40, 3, 1, 200]
+    *sentences, _ = " ".join(words(np.concatenate(pieces))).split(" . ")
+    assert {f"{sentence} ." for sentence in sentences} == set(recall.FILLER)
+
+
 def test_pairs_are_together_or_scattered_anywhere():
     rng, places = np.random.default_rng(0), {"together": set(), "scattered": set()}
     for task, seen in places.items():

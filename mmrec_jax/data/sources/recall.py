@@ -111,13 +111,27 @@ def _make_passkey(rng, length):
     return Text(facts, questions, np.arange(len(questions)) >= len(_QUESTION))
 
 
+class Noise:
+    """Irrelevant tokens: random noise words, or filler sentences for "passkey"."""
+
+    def __init__(self, rng: np.random.Generator, task: str):
+        self.rng, self.task = rng, task
+        self.rest = np.zeros(0, np.int32)
+
+    def take(self, length: int) -> np.ndarray:
+        """The next tokens, int32 [length]; a sentence that they break off goes on in the next."""
+        if self.task != "passkey":
+            return self.rng.choice(_NOISE, length)
+        most = -(-max(length - len(self.rest), 0) // min(map(len, _FILLER)))
+        chosen = self.rng.integers(len(_FILLER), size=most)
+        tokens = np.concatenate([self.rest, *(_FILLER[i] for i in chosen)])
+        self.rest = tokens[length:]
+        return tokens[:length]
+
+
 def make_noise(rng: np.random.Generator, task: str, length: int) -> np.ndarray:
-    """Irrelevant tokens, int32 [length]: random noise words, or filler sentences for "passkey"."""
-    if task != "passkey":
-        return rng.choice(_NOISE, length)
-    shortest = min(map(len, _FILLER))
-    chosen = rng.integers(len(_FILLER), size=length // shortest + 1)
-    return np.concatenate([_FILLER[i] for i in chosen])[:length]
+    """The first tokens of new noise, int32 [length]."""
+    return Noise(rng, task).take(length)
 
 
 def make_training_texts(
