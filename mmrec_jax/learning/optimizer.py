@@ -39,27 +39,31 @@ def slower_where(where, rate: float) -> optax.GradientTransformation:
 
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW, or Muon for kernels and AdamW for all else."""
-    update = _muon(config, schedule) if config.optimizer == "muon" else _adamw(config, schedule)
-    clip = optax.clip_by_global_norm(config.clip_norm)
+    muon = config.optimizer == "muon"
+    update = _muon(config, schedule) if muon else _adamw(config, schedule)
     if config.base_dim:
-        return optax.chain(clip, update, _rates_of_width(config))
-    return optax.chain(clip, update)
+        update = optax.chain(update, _rates_of_width(config, "p" if muon else "kernel"))
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(clip, _by_map(update) if muon else update)
 
 
-def _rates_of_width(config: TrainConfig) -> optax.GradientTransformation:
+def _rates_of_width(config: TrainConfig, map_name: str) -> optax.GradientTransformation:
     """Scales rates that were chosen at D = `base_dim` to other widths (after Yang et al., 2022).
 
     Adam moves every element by about the learning rate, in directions that agree, so the outputs of
     a map move in proportion to its inputs: the update of maps from D channels, logits included, is
     multiplied by base_dim / D. Biases and norms act on single channels and keep their rate. So does
     Muon, whose update of a map moves its outputs as far at any width.
+
+    Args:
+        config: of the training.
+        map_name: the name of the maps that Adam trains.
     """
-    scaled = ("embedding",) if config.optimizer == "muon" else ("embedding", "kernel")
 
     def scale(updates, _):
         ratio = config.base_dim / updates["embedding"]["embedding"].shape[1]
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: ratio * x if path[-1].key in scaled else x, updates
+            lambda path, x: ratio * x if path[-1].key in ("embedding", map_name) else x, updates
         )
 
     return optax.stateless(scale)
@@ -80,10 +84,11 @@ def _muon(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransf
     """Muon (Jordan et al., 2024): the update of an m x n kernel is close to orthogonal.
 
     Its singular values are about sqrt(max(1, n / m)) times the learning rate, so that one rate
-    suits every width. Embedding, biases and norms are left to Adam with Nesterov's momentum,
-    without weight decay.
+    suits every width. Embedding, biases, norms and the map of p are left to Adam with Nesterov's
+    momentum, without weight decay. Of p, only a few sums of channels have an effect
+    (`Block.evidence`): an orthogonal update would move them as far when their gradient is noise.
     """
-    muon = optax.contrib.muon(
+    return optax.contrib.muon(
         learning_rate=lambda step: config.muon_rate * schedule(step),
         weight_decay=config.weight_decay,
         muon_weight_dimension_numbers=_muon_dimensions,
@@ -92,44 +97,49 @@ def _muon(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransf
         adam_b2=config.b2,
     )
 
-    def init(params):
-        return muon.init(_by_map(params))
-
-    def update(updates, state, params):
-        by_map, state = muon.update(_by_map(updates), state, _by_map(params))
-        return jax.tree.map(lambda x, like: x.reshape(like.shape), by_map, updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
-# Kernels that hold several linear maps, which Muon orthogonalizes one by one: how they are
-# divided, and which axis is the input's.
-_SEVERAL_MAPS = {
-    "W_fused": (lambda x: x.reshape(len(x), 6, -1), 0),  # side by side: q k v z p e
-    "W_m": (lambda x: x.reshape(2, len(x) // 2, -1), 1),  # one above the other: z, h
-}
-
-
-def _by_map(params):
-    """The parameters with an axis for the maps of such kernels."""
-
-    def divide(path, x):
-        names = {getattr(entry, "key", None) for entry in path}
-        for name in names & _SEVERAL_MAPS.keys() if x.ndim == 2 else ():
-            return _SEVERAL_MAPS[name][0](x)
-        return x
-
-    return jax.tree_util.tree_map_with_path(divide, params)
-
 
 def _muon_dimensions(params):
     """For each kernel, its input and its output axis; None for what Muon does not train."""
 
     def dimensions(path, x):
-        names = [getattr(entry, "key", None) for entry in path]
-        if names[-1] != "kernel":
+        names = {getattr(entry, "key", None) for entry in path}
+        if path[-1].key != "kernel":
             return None
-        of_several = [_SEVERAL_MAPS[name][1] for name in names if name in _SEVERAL_MAPS]
-        return optax.contrib.MuonDimensionNumbers(*of_several or [0], x.ndim - 1)
+        return optax.contrib.MuonDimensionNumbers(1 if "W_m" in names else 0, x.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def _by_map(update: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies an update to trees in which kernels that hold several linear maps are divided."""
+
+    def divided(of_updates, state, params):
+        by_map, state = update.update(_divide(of_updates), state, _divide(params))
+        return jax.tree.map(_whole, of_updates, by_map), state
+
+    return optax.GradientTransformation(lambda params: update.init(_divide(params)), divided)
+
+
+_P = 4  # the place of p's map in W_fused
+
+
+def _divide(params):
+    """The parameters, with an axis for the maps in W_m and W_fused, and the map of p by itself."""
+
+    def divide(path, x):
+        names = {getattr(entry, "key", None) for entry in path}
+        if "kernel" in names and "W_m" in names:  # one above the other: z, h
+            return x.reshape(2, len(x) // 2, -1)
+        if "kernel" in names and "W_fused" in names:  # side by side: q k v z p e
+            maps = x.reshape(len(x), 6, -1)
+            return {"kernel": jnp.delete(maps, _P, axis=1), "p": maps[:, _P]}
+        return x
+
+    return jax.tree_util.tree_map_with_path(divide, params)
+
+
+def _whole(like, x):
+    """The opposite of `_divide`, for one kernel."""
+    if isinstance(x, dict):
+        x = jnp.insert(x["kernel"], _P, x["p"], axis=1)
+    return x.reshape(like.shape)
