@@ -182,8 +182,8 @@ def run_layer(params, config, x, document):
             from_last = shifted & (np.arange(width) % (width / 2) < width / 4)
             evidence = np.where(from_last, last_p[channels], p[channels])
             first, second = np.split(evidence, 2)
-            trace.s[t, head] = np.sqrt(width) / 4 * np.mean(first)
-            trace.fading[t, head] = np.log(1 + np.exp(np.sqrt(width) / 4 * np.mean(second)))
+            trace.s[t, head] = np.sqrt(width) / 16 * np.mean(first)
+            trace.fading[t, head] = np.log(1 + np.exp(np.sqrt(width) / 16 * np.mean(second)))
 
             query_head = query[channels]
             near = [rotate(query_head, t - j) @ keys[j, head] / np.sqrt(width) for j in window]

@@ -21,7 +21,7 @@ from mmrec_jax.knobs import Section, knob, require
 
 # Part of config.json. It is raised when the same parameters would keep or read other tokens in
 # long-term memory, so that runs from before are refused.
-MEMORY_VERSION = 5
+MEMORY_VERSION = 6
 
 __all__ = [
     "FILE_SOURCES",

@@ -44,7 +44,7 @@ class ModelConfig(Section):
         True,
     )
     saliency_weight: float = knob(
-        "Weight of the loss that teaches saliency to predict use.", 0.3, at_least(0)
+        "Weight of the loss that teaches saliency to predict use.", 3.0, at_least(0)
     )
     saliency_queries: int = knob(
         "Queries per sequence that this loss examines, at most.", 256, at_least(1)

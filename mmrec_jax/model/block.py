@@ -25,9 +25,10 @@ from mmrec_jax.model.ops import Linear, affine, dropout
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
-# s and lambda are this times sqrt(K) times the mean of their channels of p. Muon moves every map at
-# the same rate; at a gain of 1 that shakes the forecasts, and what the bank holds with them.
-SALIENCY_GAIN = 1 / 4
+# s and lambda are this times sqrt(K) times the mean of their channels of p. These channels learn
+# alike, so the mean changes as fast as each of them. Four times as fast, noise in the gradient
+# shakes the forecasts, and with them what the bank holds of real text (docs/memory.md).
+SALIENCY_GAIN = 1 / 16
 INITIAL_FADING = -1.0  # the logit of lambda, log(1 + exp(-1)) = 0.3
 
 
