@@ -26,9 +26,10 @@ class TrainingWindows:
     """Training batches that read each window of a split once per epoch, except a few left out.
 
     Consecutive windows form stretches, in a new random order each epoch, and each row of a batch,
-    a lane, reads one stretch after another. Lanes begin their stretches at different steps, so that
-    each batch has windows with as little and as much memory as any other. In an epoch each lane
-    reads as many stretches as any other; those that are left over are left out.
+    a lane, reads one stretch after another. Lanes that read more than one in an epoch begin them at
+    different steps, so that each batch has windows with as little and as much memory as any other.
+    In an epoch each lane reads as many stretches as any other; those that are left over are left
+    out.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class TrainingWindows:
     ):
         """`stretch`: windows that a lane reads in order, with carried memory.
 
-        0: as many as there are, in the order of the corpus. None: memory is not carried. `groups`
-        of lanes take turns: a batch has the lanes of one.
+        0: one stretch per epoch, as long as possible. None: memory is not carried. `groups` of
+        lanes take turns: a batch has the lanes of one.
 
         Raises:
             UserError: there are more lanes than windows.
@@ -64,22 +65,18 @@ class TrainingWindows:
         self._num_stretches = count // self._stretch
         self._turns = self._num_stretches // self._lanes * self._stretch  # of a group
         self.steps_per_epoch = self._turns * groups
-        # Memory that is carried through the whole epoch reads the corpus in its order.
-        self._shuffled = stretch is None or self._turns > self._stretch
 
     def __getitem__(self, step: int) -> Batch:
         """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         index, group = divmod(index, self._groups)
-        order = range(self._num_stretches)
-        if self._shuffled:
-            order = shuffled(self._num_stretches, self._seed, epoch)
+        order = shuffled(self._num_stretches, self._seed, epoch)
         starts, fresh = [], []
         for row in self._rows:
             lane = group * self._batch_size + row
             # Where a lane is ahead of the first one, it reads the rest of a stretch first of all in
             # the epoch, and its beginning last of all.
-            ahead = lane % self._stretch if self._shuffled else 0
+            ahead = lane % self._stretch if self._turns > self._stretch else 0
             turn, window = divmod((index + ahead) % self._turns, self._stretch)
             number = order[turn * self._lanes + lane] * self._stretch + window
             starts.append(number * self._seq_len)
