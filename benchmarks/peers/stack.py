@@ -98,7 +98,8 @@ def functions(make: Callable[[nnx.Rngs], Stack]) -> ModelFunctions:
     def init(key):
         return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)), nnx.Param)[1])
 
-    def apply(params: Any, tokens, documents, state=None, key=None):
+    def apply(params: Any, tokens, documents, state=None, key=None, scored=None):
+        del scored
         return nnx.merge(graph, params)(tokens, documents, state, key)
 
     return ModelFunctions(jax.jit(init), abstract.init_state, apply)

@@ -79,7 +79,9 @@ def training_loss(
         The objective, then (cross-entropy in nats per token, saliency loss, UBOO loss) and the
         memory after the batch.
     """
-    output = model.apply(params, batch.tokens, batch.documents, memory, key)
+    output = model.apply(
+        params, batch.tokens, batch.documents, memory, key, scored=batch.weights > 0
+    )
     losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
     loss = jnp.sum(losses * batch.weights) / total_weight
     aux = jax.tree.map(lambda x: x / config.train.accumulate_steps, output.aux)

@@ -182,7 +182,7 @@ class Block(nnx.Module):
         aux = AuxLosses(saliency=jnp.zeros((), h.dtype), uboo=jnp.zeros((), h.dtype))
         if key is not None and config.long_term and config.saliency_weight:
             loss = saliency.saliency_loss(
-                config, s, queries, keys, read.window_logsumexp, where.tokens, random[3]
+                config, s, queries, keys, read.window_logsumexp, where, random[3]
             )
             aux = aux._replace(saliency=loss)
         if key is not None and config.use_uboo:

@@ -19,16 +19,17 @@ class ModelFunctions(NamedTuple):
 
     init_params: Callable[[PRNGKeyArray], Params]
     init_state: Callable[[int], Any]  # the empty state of this many sequences
-    # (params, tokens [batch, T], documents [batch, T], state, key): reads T tokens as `MMRec` does.
-    # Without a state it begins with an empty one; without a key there is no dropout.
-    apply: Callable[[Params, Any, Any, Any, PRNGKeyArray | None], Output]
+    # (params, tokens [batch, T], documents [batch, T], state, key, scored [batch, T]): reads T
+    # tokens as `MMRec` does. Without a state it begins with an empty one; without a key there is no
+    # dropout; without `scored`, all predictions count.
+    apply: Callable[..., Output]
 
 
 def mmrec(config: ModelConfig) -> ModelFunctions:
     """MM-Rec of this shape."""
 
-    def apply(params, tokens, documents, state=None, key=None):
-        return nnx.merge(model_graph(config), params)(tokens, documents, state, key)
+    def apply(params, tokens, documents, state=None, key=None, scored=None):
+        return nnx.merge(model_graph(config), params)(tokens, documents, state, key, scored)
 
     return ModelFunctions(
         init_params=lambda key: init_params(config, key),

@@ -89,6 +89,7 @@ class MMRec(nnx.Module):
         documents: Int[Array, "batch T"],
         state: State | None = None,
         key: PRNGKeyArray | None = None,
+        scored: Bool[Array, "batch T"] | None = None,
     ) -> Output:
         """Reads T more tokens, a multiple of C, from the beginning of a chunk.
 
@@ -98,6 +99,7 @@ class MMRec(nnx.Module):
                 documents.
             state: the state after complete chunks; None: an empty one.
             key: for dropout and the auxiliary losses; None switches both off.
+            scored: the tokens whose predictions count in training; None: all.
         """
         chunk_len = self.config.chunk_len
         state = init_state(self.config, tokens.shape[0]) if state is None else state
@@ -107,6 +109,7 @@ class MMRec(nnx.Module):
             start=start,
             tokens=jnp.cumsum(start, axis=1, dtype=jnp.int32),
             short=jnp.where(state.live[:, :-chunk_len], 0, -1),
+            scored=scored,
         )
         x, layers, aux = self._read(tokens, segments, state, key)
         near = jnp.concatenate([segments.short, segments.tokens], axis=1)[:, tokens.shape[1] :]

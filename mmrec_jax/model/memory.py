@@ -64,6 +64,7 @@ class Segments(NamedTuple):
     start: Bool[Array, "batch T"]  # true where a document starts
     tokens: Int[Array, "batch T"]  # the document of each token
     short: Int[Array, "batch S"]  # the same for short-term memory; -1 for an earlier document
+    scored: Bool[Array, "batch T"] | None = None  # whose predictions count; None: those of all
 
 
 class Place(NamedTuple):

@@ -1,7 +1,8 @@
 """The loss that teaches saliency to forecast use.
 
 The use u_jc of token j in chunk c is the largest attention probability that a query of the chunk
-would give it, after it has left short-term memory, if nothing had ever been evicted. The forecast
+would give it, after it has left short-term memory, if nothing had ever been evicted. Only queries
+whose prediction counts in the loss count: what the others read makes no difference. The forecast
 for the token's age in that chunk is to predict it. Thus a token that was evicted and then needed
 pulls its own saliency up, and one that is needed at any age learns not to fade.
 """
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.bank import Saliency, forecast, log_age, rotate_back
+from mmrec_jax.model.memory import Segments
 from mmrec_jax.model.ops import similarity
 from mmrec_jax.model.rotary import rotate
 
@@ -25,7 +27,7 @@ def saliency_loss(
     q: Float[Array, "batch heads T K"],
     k: Float[Array, "batch heads T K"],
     window_logsumexp: Float[Array, "batch heads T"],
-    segment: Int[Array, "batch T"],
+    segments: Segments,
     key: PRNGKeyArray,
 ) -> Float[Array, ""]:
     """Mean binary cross-entropy between forecast and use, over all tokens and chunks.
@@ -39,7 +41,7 @@ def saliency_loss(
         s: saliencies [batch, heads, T].
         q, k: queries and keys without rotary positions.
         window_logsumexp: log-sum-exp of each query's logits over its short-term memory.
-        segment: the document of each token.
+        segments: the document of each token, and whose predictions count.
         key: draws the first query that is examined, so that over time all are.
     """
     chunk_len, short_term = config.chunk_len, config.short_term
@@ -53,7 +55,8 @@ def saliency_loss(
     first_query = jax.random.randint(random_query, (), 0, stride)
     queries = first_query + stride * np.arange(chunk_len // stride)
     q = rotate(q, short_term + np.arange(time) % chunk_len)
-    token = jnp.arange(time)
+    token, segment = jnp.arange(time), segments.tokens
+    scored = jnp.ones(segment.shape, bool) if segments.scored is None else segments.scored
 
     def look(sums, chunk):
         loss, count, slopes = sums
@@ -68,7 +71,8 @@ def saliency_loss(
         normalizer = jnp.logaddexp(
             window_logsumexp[:, :, positions], jax.nn.logsumexp(logits, axis=-1)
         )
-        use = jnp.exp(logits - normalizer[..., None]).max(axis=2)
+        counting = scored[:, None, positions, None]
+        use = jnp.where(counting, jnp.exp(logits - normalizer[..., None]), 0).max(axis=2)
         expected = forecast(frozen, distance, config)
         seen = older.any(axis=1)[:, None]
         slope = jnp.where(seen, jax.nn.sigmoid(expected) - use, 0)  # d loss / d forecast

@@ -1,6 +1,7 @@
 """The language model: size, causality, documents, gradients, auxiliary losses, precision."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from flax import nnx
 
 import oracle
+import small_runs
 from helpers import (
     documents_with_starts,
     forward,
@@ -20,8 +22,12 @@ from helpers import (
     widen,
 )
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.data.windows import Batch
+from mmrec_jax.learning.step import training_loss
 from mmrec_jax.model.bank import Saliency
+from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.lm import MMRec
+from mmrec_jax.model.memory import Segments
 from mmrec_jax.model.saliency import saliency_loss
 
 BATCH, TIME = 2, 40
@@ -221,8 +227,37 @@ def test_auxiliary_losses_equal_oracle(starts):
     np.testing.assert_allclose(aux.uboo, oracle.uboo_loss(traces), rtol=1e-10)
 
 
-def brute_force_saliency_loss(config, s, q, k, window_logsumexp, segment, queries):
+def test_what_is_read_for_no_prediction_of_a_batch_is_not_used():
+    config = small_runs.config(model__dropout=0.0, train__seq_len=TIME)
+    params = random_params(config.model)
+    tokens, documents = random_tokens(BATCH, TIME), documents_with_starts(TIME, (), ())
+    weights = np.ones(tokens.shape, np.float32)
+    silent = 4  # the chunk whose predictions do not count
+    weights[:, silent * config.model.chunk_len : (silent + 1) * config.model.chunk_len] = 0
+    batch = Batch(tokens, documents, tokens, weights, np.ones(BATCH, bool))
+    loss = jax.jit(functools.partial(training_loss, config, mmrec(config.model)))
+    (_, found, _), _ = loss(params, batch, None, 1.0, jax.random.key(0))[1]
+
+    traces = oracle.run_model(params, config.model, tokens, documents)[1]
+    everything = oracle.saliency_loss(config.model, traces)
+    for text in traces:
+        for trace in text:
+            used = trace.used[silent]
+            assert used.max() > 0
+            used[used >= 0] = 0
+    expected = oracle.saliency_loss(config.model, traces)
+    assert abs(everything - expected) > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def segments_of(documents, scored=None):
+    start = jnp.diff(documents, prepend=-1) != 0
+    return Segments(start, documents, jnp.zeros((len(documents), 4), jnp.int32), scored)
+
+
+def brute_force_saliency_loss(config, s, q, k, window_logsumexp, segments, queries):
     """The loss over the given queries of each text, query by query."""
+    segment, scored = segments.tokens, segments.scored
     C, S, reach = config.chunk_len, config.short_term, config.seen_tokens
     terms = []
     for b, head in np.ndindex(q.shape[:2]):
@@ -240,7 +275,8 @@ def brute_force_saliency_loss(config, s, q, k, window_logsumexp, segment, querie
             ]
             total = np.exp(window_logsumexp[b, head, i]) + np.sum(weights)
             for j, weight in zip(older, weights, strict=True):
-                used[j, begin] = max(used.get((j, begin), 0), weight / total)
+                use = weight / total if scored[b, i] else 0
+                used[j, begin] = max(used.get((j, begin), 0), use)
         for (j, begin), u in used.items():
             age = (begin - j - S - 1) // C
             logit = oracle.forecast(config, s.s[b, head, j], s.fading[b, head, j], age)
@@ -255,7 +291,10 @@ def brute_force_saliency_loss(config, s, q, k, window_logsumexp, segment, querie
 def test_saliency_loss_equals_brute_force_over_the_examined_queries(
     max_queries, chunk_stride, stride
 ):
-    """All queries, half of those of each chunk, and one query of every third chunk."""
+    """All queries, half of those of each chunk, and one query of every third chunk.
+
+    What is used for predictions that do not count is not used.
+    """
     batch, heads, width, time, chunk_len = 1, 2, 4, 40, 4
     config = small_config(dim=8, chunk_len=chunk_len, saliency_queries=max_queries)
     rng = np.random.default_rng(0)
@@ -263,8 +302,9 @@ def test_saliency_loss_equals_brute_force_over_the_examined_queries(
         q, k = jnp.asarray(2 * rng.standard_normal((2, batch, heads, time, width)))
         window_logsumexp, *s = jnp.asarray(rng.standard_normal((3, batch, heads, time)))
         s = Saliency(*s)
-        segment = jnp.asarray(documents_with_starts(time, (10,)))
-        texts = q, k, window_logsumexp, segment
+        documents = jnp.asarray(documents_with_starts(time, (10,)))
+        segments = segments_of(documents, jnp.asarray(rng.random((batch, time)) < 0.7))
+        texts = q, k, window_logsumexp, segments
         found = set()
         loss_of = jax.jit(lambda key: saliency_loss(config, s, *texts, key))
         for seed in range(4 if stride > 1 else 1):
@@ -287,7 +327,8 @@ def test_gradient_of_the_saliency_loss_equals_finite_differences():
     with jax.enable_x64(True):
         q, k = jnp.asarray(2 * rng.standard_normal((2, batch, heads, time, width)))
         window_logsumexp, *s = jnp.asarray(rng.standard_normal((3, batch, heads, time)))
-        texts = q, k, window_logsumexp, jnp.asarray(documents_with_starts(time, (), ()))
+        segments = segments_of(jnp.asarray(documents_with_starts(time, (), ())))
+        texts = q, k, window_logsumexp, segments
         s = Saliency(*s)
 
         @jax.jit
