@@ -42,7 +42,7 @@ def get_config(variant="full"):
     data.source = "recall"
     data.tokenizer = "word"
     data.recall_pairs = 8
-    data.recall_steps = 600
+    data.recall_steps = 300
 
     train = config.train
     train.batch_size = 16
@@ -51,7 +51,7 @@ def get_config(variant="full"):
     train.learning_rate = 2e-3
     train.weight_decay = 0.01
     train.eval_batch_size = 32
-    train.checkpoint_every = 600
+    train.checkpoint_every = 300
     train.keep_checkpoints = 1
 
     for key, value in VARIANTS[variant].items():
