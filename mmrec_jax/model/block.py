@@ -26,8 +26,8 @@ from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, stat
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
 # s and lambda are this times sqrt(K) times the mean of their channels of p. These channels learn
-# alike, so the mean changes as fast as each of them. Four times as fast, noise in the gradient
-# shakes the forecasts, and with them what the bank holds of real text (docs/memory.md).
+# alike, so the mean changes as fast as each of them, and with it what the bank holds. Other values
+# were measured in docs/memory.md.
 SALIENCY_GAIN = 1 / 16
 INITIAL_FADING = -1.0  # the logit of lambda, log(1 + exp(-1)) = 0.3
 
