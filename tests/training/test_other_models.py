@@ -27,7 +27,7 @@ VOCAB = 64
 def skip_gram():
     """Logits that depend only on the token before the last one, 0 before the beginning."""
 
-    def apply(params, tokens, documents, state, key):
+    def apply(params, tokens, documents, state, key, scored):
         state = jnp.zeros(len(tokens), jnp.int32) if state is None else state
         before = jnp.concatenate([state[:, None], tokens[:, :-1]], axis=1)
         zero = jnp.zeros(())
