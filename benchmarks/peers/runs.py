@@ -32,7 +32,7 @@ class Trained(NamedTuple):
     """A model at its best learning rate."""
 
     model: Model
-    tried: dict[float, float]  # the lowest validation loss of seed 0, by learning rate
+    tried: dict[float, float]  # by learning rate: the lowest validation loss while tuning it
     fresh: list[EvalResult]  # of each seed, with fresh memory in each window
     carried: list[EvalResult]  # with carried memory; broken down by distance too
     curves: list[tuple[list[int], list[float]]]  # validation losses of each seed, by step
@@ -47,29 +47,53 @@ class Trained(NamedTuple):
         return float(np.mean([np.interp(step, *curve) for curve in self.curves]))
 
 
-def run_config(config: Config, rate: float, seed: int) -> Config:
-    """A model's config at a learning rate, whose final value stays in proportion."""
-    final = config.train.final_learning_rate * rate / config.train.learning_rate
-    changed = dataclasses.replace(
-        config.train, learning_rate=rate, final_learning_rate=final, seed=seed
-    )
-    return dataclasses.replace(config, train=changed)
+def run_config(config: Config, rate: float, seed: int, steps: int = 0) -> Config:
+    """A model's config at a learning rate, whose final value stays in proportion.
+
+    Args:
+        config, rate, seed: of the run.
+        steps: its length, with one evaluation at the end; 0: as the config has it.
+    """
+    train = config.train
+    changes = {
+        "learning_rate": rate,
+        "final_learning_rate": train.final_learning_rate * rate / train.learning_rate,
+        "seed": seed,
+    }
+    if steps:
+        warmup = min(train.warmup_steps, steps // 10)
+        changes |= {"num_steps": steps, "num_tokens": 0, "warmup_steps": warmup, "eval_every": 0}
+    return dataclasses.replace(config, train=dataclasses.replace(train, **changes))
 
 
 def train_model(
-    model: Model, folder: Path, rates: Sequence[float], seeds: int, split: str
+    model: Model,
+    folder: Path,
+    rates: Sequence[float],
+    seeds: int,
+    split: str,
+    tuning_steps: int = 0,
 ) -> Trained:
     """Trains whatever is missing and evaluates the runs at the best learning rate.
+
+    Args:
+        model, folder: what to train, and where.
+        rates: learning rates to try, with seed 0.
+        seeds: how many seeds to train at the best rate.
+        split: what to evaluate on.
+        tuning_steps: length of the runs that try the rates; 0: as long as the others.
 
     Raises:
         UserError: bad input, or every learning rate diverged.
         Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
-    tried = {rate: _lowest_loss(model, folder, rate, seed=0) for rate in rates}
+    # With one rate there is nothing to choose.
+    tuning_steps = tuning_steps if len(rates) > 1 else 0
+    tried = {rate: _lowest_loss(model, folder, rate, 0, tuning_steps) for rate in rates}
     best = min(tried, key=tried.get)
     if math.isinf(tried[best]):
         raise UserError(f"{model.name} diverged at every learning rate; give lower --rates")
-    for seed in range(1, seeds):
+    for seed in range(0 if tuning_steps else 1, seeds):
         if math.isinf(_lowest_loss(model, folder, best, seed)):
             raise UserError(
                 f"{model.name} diverged at its best learning rate {best:g} with seed {seed}; give "
@@ -90,13 +114,13 @@ def workdir(folder: Path, model: Model, rate: float, seed: int) -> Path:
     return folder / f"{model.name}_{rate:g}_{seed}"
 
 
-def _lowest_loss(model: Model, folder: Path, rate: float, seed: int) -> float:
+def _lowest_loss(model: Model, folder: Path, rate: float, seed: int, steps: int = 0) -> float:
     """Trains a run to its end; its lowest validation loss, or infinity if it diverged."""
-    path = workdir(folder, model, rate, seed)
+    path = workdir(folder / f"tuning_{steps}" if steps else folder, model, rate, seed)
     if (path / DIVERGED).exists():
         return math.inf
     try:
-        train(run_config(model.config, rate, seed), path, model=model.functions)
+        train(run_config(model.config, rate, seed, steps), path, model=model.functions)
     except UserError as error:
         if "not finite" not in str(error):
             raise

@@ -61,6 +61,23 @@ def test_more_seeds_are_trained_at_the_best_rate_alone(pretended, tmp_path):
     assert trained.carried == [(f"mmrec_0.002_{seed}", True) for seed in range(3)]
 
 
+def test_shorter_runs_choose_the_rate(pretended, tmp_path):
+    model, rates = our_model("mmrec", config()), [1e-3, 2e-3]
+    trained = runs.train_model(model, tmp_path, rates, 2, "validation", tuning_steps=50)
+    assert pretended == [(1e-3, 0), (2e-3, 0), (2e-3, 0), (2e-3, 1)]
+    assert {path.name for path in (tmp_path / "tuning_50").iterdir()} == {
+        "mmrec_0.001_0",
+        "mmrec_0.002_0",
+    }
+    assert trained.carried == [(f"mmrec_0.002_{seed}", True) for seed in range(2)]
+
+
+def test_a_shorter_run_has_a_shorter_schedule():
+    cfg = config(train__num_steps=400, train__warmup_steps=30, train__eval_every=10)
+    train = runs.run_config(cfg, 4e-3, 5, steps=50).train
+    assert (train.fixed_steps, train.warmup_steps, train.eval_every) == (50, 5, 0)
+
+
 def test_a_model_that_diverges_everywhere_is_an_error(pretended, tmp_path):
     with pytest.raises(UserError, match="diverged at every learning rate"):
         runs.train_model(our_model("mmrec", config()), tmp_path, [5e-3], 1, "validation")
