@@ -15,7 +15,7 @@ VARIANTS = {
     "no_attention": {"model.long_term": 0, "model.short_term": 0, "model.chunk_len": 1},
     "no_shifted_keys": {"model.shifted_keys": False},
     "all_in_sight": {"model.short_term": 128},  # nothing leaves short-term memory in training
-    "pairs_4": {"data.recall_pairs": 4, "model.long_term": 24},
+    "pairs_4": {"data.recall_pairs": 4},
     "pairs_16": {"data.recall_pairs": 16, "model.long_term": 64, "train.seq_len": 192},
     "pairs_32": {"data.recall_pairs": 32, "model.long_term": 128, "train.seq_len": 256},
 }
@@ -42,7 +42,7 @@ def get_config(variant="full"):
     data.source = "recall"
     data.tokenizer = "word"
     data.recall_pairs = 8
-    data.recall_steps = 300
+    data.recall_steps = 400
 
     train = config.train
     train.batch_size = 16
@@ -51,7 +51,7 @@ def get_config(variant="full"):
     train.learning_rate = 2e-3
     train.weight_decay = 0.01
     train.eval_batch_size = 32
-    train.checkpoint_every = 300
+    train.checkpoint_every = 400
     train.keep_checkpoints = 1
 
     for key, value in VARIANTS[variant].items():
