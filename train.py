@@ -47,6 +47,14 @@ def main():
     if is_climb and _PROFILE.value:
         raise UserError("--profile works on a single run; use it with the config of one rung")
 
+    for config in configs:
+        if config.model.long_term and not config.trains_saliency:
+            print(
+                f"{config.name}: no token leaves short-term memory within train.seq_len "
+                f"{config.train.seq_len}, so nothing teaches saliency, and the bank keeps the "
+                "newest tokens; lower model.short_term or model.chunk_len"
+            )
+
     def report(path: Path) -> None:
         if _REPORT.value:
             from mmrec_jax.report.page import write_report  # matplotlib is slow to import

@@ -19,6 +19,8 @@ def get_config():
     config.name = "shakespeare_carried"
 
     config.model.chunk_len = 64
+    config.model.short_term = 64
+    config.model.long_term = 64
     config.model.dropout = 0.15
 
     config.train.carry_windows = 2

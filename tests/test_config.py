@@ -1,8 +1,11 @@
 """The config: every mistake raises one UserError that names the knob and its value."""
 
 import dataclasses
+import importlib
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import tiny
@@ -15,7 +18,8 @@ from mmrec_jax.config import (
     from_mapping,
 )
 from mmrec_jax.errors import UserError
-from small_runs import config
+from mmrec_jax.model.interface import mmrec
+from small_runs import ROOT, config
 
 
 def mapping(**changes):
@@ -164,3 +168,24 @@ def test_differences_lists_every_knob_that_is_not_equal():
         "data.path: '' -> 'x'",
         "train.seed: 0 -> 3",
     ]
+
+
+@pytest.mark.parametrize(("more", "trains"), [(0, False), (8, True)])
+def test_saliency_is_trained_if_a_token_leaves_short_term_memory(more, trains):
+    cfg = config(model__short_term=16, model__chunk_len=8, train__seq_len=24 + more)
+    assert cfg.trains_saliency == trains
+    model, tokens = mmrec(cfg.model), jnp.zeros((1, cfg.train.seq_len), jnp.int32)
+
+    def loss(key):
+        return model.apply(model.init_params(key), tokens, tokens, None, key).aux.saliency
+
+    assert (jax.jit(loss)(jax.random.key(0)) > 0) == trains
+
+
+CONFIGS = {path.stem for path in (ROOT / "configs").glob("[a-z]*.py")} - {"base", "ladder"}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_every_config_trains_its_saliency(name):
+    cfg = from_mapping(importlib.import_module(f"configs.{name}").get_config())
+    assert cfg.trains_saliency

@@ -73,6 +73,11 @@ class Config(Section):
             f"{self.model.chunk_len}",
         )
 
+    @property
+    def trains_saliency(self) -> bool:
+        """Whether a sequence has tokens that leave short-term memory: of these, saliency learns."""
+        return self.train.seq_len > self.model.short_term + self.model.chunk_len
+
     def to_json(self) -> str:
         values = {"memory_version": MEMORY_VERSION, **dataclasses.asdict(self)}
         return json.dumps(values, indent=2) + "\n"
