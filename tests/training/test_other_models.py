@@ -27,7 +27,7 @@ VOCAB = 64
 def skip_gram():
     """Logits that depend only on the token before the last one, 0 before the beginning."""
 
-    def apply(params, tokens, documents, state, key, scored):
+    def apply(params, tokens, documents, state=None, key=None, scored=None):
         state = jnp.zeros(len(tokens), jnp.int32) if state is None else state
         before = jnp.concatenate([state[:, None], tokens[:, :-1]], axis=1)
         zero = jnp.zeros(())
