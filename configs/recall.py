@@ -42,16 +42,16 @@ def get_config(variant="full"):
     data.source = "recall"
     data.tokenizer = "word"
     data.recall_pairs = 8
-    data.recall_steps = 300
+    data.recall_steps = 400
 
     train = config.train
     train.batch_size = 16
     train.seq_len = 128
     train.num_epochs = 5
-    train.learning_rate = 5e-4
+    train.learning_rate = 1e-3
     train.weight_decay = 0.01
     train.eval_batch_size = 32
-    train.checkpoint_every = 300
+    train.checkpoint_every = 400
     train.keep_checkpoints = 1
 
     for key, value in VARIANTS[variant].items():
