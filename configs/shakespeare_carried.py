@@ -21,6 +21,7 @@ def get_config():
     config.model.chunk_len = 64
     config.model.short_term = 64
     config.model.long_term = 64
+    config.model.oldest_age = 64
     config.model.dropout = 0.15
 
     config.train.carry_windows = 2

@@ -182,7 +182,7 @@ def test_saliency_is_trained_if_a_token_leaves_short_term_memory(more, trains):
     assert (jax.jit(loss)(jax.random.key(0)) > 0) == trains
 
 
-CONFIGS = {path.stem for path in (ROOT / "configs").glob("[a-z]*.py")} - {"base", "ladder"}
+CONFIGS = {path.stem for path in (ROOT / "configs").glob("[a-z]*.py")} - {"ladder"}
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
