@@ -13,7 +13,9 @@ class TrainConfig(Section):
     PREFIX: ClassVar[str] = "train."
 
     seed: int = knob(
-        "Seed of the initial parameters, the order of the windows, and dropout.", 0, at_least(0)
+        "Seed of the initial parameters, the order of the windows, dropout and token noise.",
+        0,
+        at_least(0),
     )
     batch_size: int = knob("Sequences per step, in all micro-batches together.", check=at_least(1))
     seq_len: int = knob(
@@ -54,6 +56,12 @@ class TrainConfig(Section):
     b1: float = knob("Decay of AdamW's first moment.", 0.9, from_to(0, 1))
     b2: float = knob("Decay of AdamW's second moment.", 0.95, from_to(0, 1))
     clip_norm: float = knob("Largest global norm of the gradient.", 1.0, above(0))
+    token_noise: float = knob(
+        "Share of the tokens that are replaced by random ids where the model reads them in "
+        "training; what it is to predict stays the same.",
+        0.0,
+        from_to(0, 1),
+    )
     carry_memory: bool = knob(
         "Whether each row of the batch reads on from the memory of the step before. No gradient "
         "flows back into that memory.",

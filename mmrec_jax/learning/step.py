@@ -64,6 +64,19 @@ def begin(model: ModelFunctions, memory: Any, batch: Batch) -> Any:
     return choose(batch.fresh, model.init_state(len(batch.tokens)), memory)
 
 
+def with_noise(
+    tokens: Int[Array, "batch T"], rate: float, vocab_size: int, key: PRNGKeyArray
+) -> Int[Array, "batch T"]:
+    """Replaces a share of the tokens by ids drawn uniformly (Xie et al., 2017).
+
+    It keeps a model that reads a small corpus many times from learning it by heart. Ids that the
+    corpus does not use are drawn as well, and act as blanks.
+    """
+    is_replaced, replacements = jax.random.split(key)
+    noise = jax.random.randint(replacements, tokens.shape, 0, vocab_size)
+    return jnp.where(jax.random.bernoulli(is_replaced, rate, tokens.shape), noise, tokens)
+
+
 def training_loss(
     config: Config, model: ModelFunctions, params: Params, batch: Batch, memory, total_weight, key
 ):
@@ -73,15 +86,17 @@ def training_loss(
         config, model, params, batch: those of the run, and the micro-batch.
         memory: the state that its sequences start from; None: an empty one, and none is returned.
         total_weight: number of predictions in the complete batch.
-        key: for dropout and the sample of queries of the saliency loss.
+        key: for token noise, dropout and the sample of queries of the saliency loss.
 
     Returns:
         The objective, then (cross-entropy in nats per token, saliency loss, UBOO loss) and the
         memory after the batch.
     """
-    output = model.apply(
-        params, batch.tokens, batch.documents, memory, key, scored=batch.weights > 0
-    )
+    tokens, noise = batch.tokens, config.train.token_noise
+    if noise:
+        key, noise_key = jax.random.split(key)
+        tokens = with_noise(tokens, noise, config.model.vocab_size, noise_key)
+    output = model.apply(params, tokens, batch.documents, memory, key, scored=batch.weights > 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
     loss = jnp.sum(losses * batch.weights) / total_weight
     aux = jax.tree.map(lambda x: x / config.train.accumulate_steps, output.aux)
@@ -94,7 +109,7 @@ def training_loss(
 def make_train_step(
     config: Config, optimizer: optax.GradientTransformation, model: ModelFunctions | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """The jitted step. It donates the state; dropout depends only on the seed and the step.
+    """The jitted step. It donates the state. Its randomness depends only on the seed and the step.
 
     With `train.carry_memory`, a sequence that is not fresh starts from the state in which its lane
     was left when its group had its last turn. That state is an input, so no gradient flows back
