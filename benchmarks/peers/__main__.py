@@ -6,8 +6,8 @@
 
 The models (benchmarks/peers/models.py) have as many parameters as MM-Rec of the config, within 5%.
 Those with a window see as many tokens as MM-Rec can read, S + C + M. Each model is trained with
-seed 0 at each learning rate, for --tuning_steps if given; then with each seed at the rate that had
-the lowest validation loss.
+seed 0 at each learning rate, then with the other seeds at the rate that had the lowest validation
+loss. With --tuning_steps, shorter runs at all rates come first, and only the two best are tried.
 All runs go through the loop that train.py uses, each in its own workdir: run the same command again
 after an interruption, and it goes on from there. Then all models take turns in a measurement of
 speed, and tables are printed.
@@ -34,7 +34,7 @@ _RATES = flags.DEFINE_list("rates", ["5e-4", "1e-3", "2e-3", "4e-3"], "Peak lear
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at the best learning rate.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Steps of each run; 0 for those of the config.")
 _TUNING_STEPS = flags.DEFINE_integer(
-    "tuning_steps", 0, "Steps of the runs that try the rates; 0: as many as the others."
+    "tuning_steps", 0, "Steps of shorter runs that choose two of the rates; 0: all are tried."
 )
 _EVALUATIONS = flags.DEFINE_integer("evaluations", 8, "Evaluations per run.", lower_bound=1)
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What the tables show.")

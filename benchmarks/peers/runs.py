@@ -26,13 +26,14 @@ from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.training.loop import train
 
 DIVERGED = "diverged.txt"  # in the workdir of a run that has ended without a finite loss
+FINALISTS = 2  # rates that are compared at full length, if shorter runs try them all
 
 
 class Trained(NamedTuple):
     """A model at its best learning rate."""
 
     model: Model
-    tried: dict[float, float]  # by learning rate: the lowest validation loss while tuning it
+    tried: dict[float, float]  # by learning rate: the lowest validation loss of seed 0
     fresh: list[EvalResult]  # of each seed, with fresh memory in each window
     carried: list[EvalResult]  # with carried memory; broken down by distance too
     curves: list[tuple[list[int], list[float]]]  # validation losses of each seed, by step
@@ -81,19 +82,21 @@ def train_model(
         rates: learning rates to try, with seed 0.
         seeds: how many seeds to train at the best rate.
         split: what to evaluate on.
-        tuning_steps: length of the runs that try the rates; 0: as long as the others.
+        tuning_steps: length of runs that choose the rates to try; 0: all are tried. (Short runs
+            alone are no judge: they prefer higher rates.)
 
     Raises:
         UserError: bad input, or every learning rate diverged.
         Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
-    # With one rate there is nothing to choose.
-    tuning_steps = tuning_steps if len(rates) > 1 else 0
-    tried = {rate: _lowest_loss(model, folder, rate, 0, tuning_steps) for rate in rates}
+    if tuning_steps and len(rates) > FINALISTS:
+        short = {rate: _lowest_loss(model, folder, rate, 0, tuning_steps) for rate in rates}
+        rates = sorted(sorted(short, key=short.get)[:FINALISTS])
+    tried = {rate: _lowest_loss(model, folder, rate, 0) for rate in rates}
     best = min(tried, key=tried.get)
     if math.isinf(tried[best]):
         raise UserError(f"{model.name} diverged at every learning rate; give lower --rates")
-    for seed in range(0 if tuning_steps else 1, seeds):
+    for seed in range(1, seeds):
         if math.isinf(_lowest_loss(model, folder, best, seed)):
             raise UserError(
                 f"{model.name} diverged at its best learning rate {best:g} with seed {seed}; give "

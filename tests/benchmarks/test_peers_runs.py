@@ -61,14 +61,16 @@ def test_more_seeds_are_trained_at_the_best_rate_alone(pretended, tmp_path):
     assert trained.carried == [(f"mmrec_0.002_{seed}", True) for seed in range(3)]
 
 
-def test_shorter_runs_choose_the_rate(pretended, tmp_path):
-    model, rates = our_model("mmrec", config()), [1e-3, 2e-3]
+def test_shorter_runs_choose_two_rates_to_try(pretended, tmp_path):
+    model, rates = our_model("mmrec", config()), [1e-3, 2e-3, 4e-3]
     trained = runs.train_model(model, tmp_path, rates, 2, "validation", tuning_steps=50)
-    assert pretended == [(1e-3, 0), (2e-3, 0), (2e-3, 0), (2e-3, 1)]
+    assert pretended == [(rate, 0) for rate in rates] + [(1e-3, 0), (2e-3, 0), (2e-3, 1)]
     assert {path.name for path in (tmp_path / "tuning_50").iterdir()} == {
         "mmrec_0.001_0",
         "mmrec_0.002_0",
+        "mmrec_0.004_0",
     }
+    assert set(trained.tried) == {1e-3, 2e-3}
     assert trained.carried == [(f"mmrec_0.002_{seed}", True) for seed in range(2)]
 
 
