@@ -1,6 +1,6 @@
 """Validation loss of a trained model with larger memories than it was trained with.
 
-python -m benchmarks.larger_memories --workdir=runs/shakespeare_carried
+python -m benchmarks.larger_memories --workdir=runs/shakespeare_long
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Times the training step without each of the fast forms in mmrec_jax/model/ops.py.
 
     python -m benchmarks.ops                               # tiny: 2 x 256 tokens per step
-    python -m benchmarks.ops --config=configs/shakespeare_carried.py \
+    python -m benchmarks.ops --config=configs/shakespeare_long.py \
         --config.data.source=text --config.data.path=tinyshakespeare.txt
 
 All variants are compiled in one process and take turns, in a new random order in every round, so
