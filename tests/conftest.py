@@ -27,6 +27,15 @@ jaxtyping.install_import_hook("mmrec_jax", "typechecker.check")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def exact_products():
+    """GPUs would round the factors of float32 products to TF32."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def token_cache(tmp_path_factory):
     """A separate cache of token files for the tests."""
     folder = tmp_path_factory.mktemp("token_cache")

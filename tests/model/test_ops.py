@@ -8,11 +8,16 @@ import pytest
 from mmrec_jax.model import ops
 from mmrec_jax.model.ops import affine, affine_gradients, attend, dropout, similarity
 
+on_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="only CPUs have another form than the plain one"
+)
+
 
 def matmul(x, w):
     return affine(x, w, None)
 
 
+@on_cpu
 @pytest.mark.parametrize(
     ("operation", "function", "shapes"),
     [
@@ -42,6 +47,7 @@ def test_an_operation_and_its_gradients_are_those_of_the_plain_form(operation, f
         )
 
 
+@on_cpu
 def test_the_plain_form_of_dropout_is_that_of_jax():
     x, key = jnp.arange(1.0, 1001.0), jax.random.key(3)
     with ops.plain("dropout"):
