@@ -24,10 +24,8 @@ def get_config():
 
     config.train.batch_size = 16
     config.train.seq_len = 8_192
-    config.train.learning_rate = 6e-4
-    config.train.initial_learning_rate = 0.0
-    config.train.final_learning_rate = 6e-5
     config.train.warmup_steps = 1_000
+    config.growth.warmup_steps = 20
     config.train.eval_batch_size = 16
     config.train.checkpoint_every = 1_000
     return config

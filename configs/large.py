@@ -19,6 +19,4 @@ def get_config():
     config.model.use_uboo = True
 
     config.train.seq_len = 32_768
-    config.train.learning_rate = 2e-4
-    config.train.final_learning_rate = 2e-5
     return config

@@ -21,6 +21,4 @@ def get_config():
 
     config.train.batch_size = 32
     config.train.seq_len = 16_384
-    config.train.learning_rate = 3e-4
-    config.train.final_learning_rate = 3e-5
     return config

@@ -3,8 +3,8 @@
     python train.py --config=configs/tiny.py
     python train.py --config=configs/mini.py --config.init_from=runs/tiny
 
-Expected: validation loss 0.464 at the start, equal to tiny's on the same windows, and 0.284 after
-4 epochs, a few minutes on two CPU cores.
+Expected: validation loss 0.453 at the start, equal to tiny's on the same windows, and 0.278 after
+3 epochs, a few minutes on two CPU cores.
 """
 
 from configs import tiny
@@ -21,9 +21,12 @@ def get_config():
 
     config.train.batch_size = 1
     config.train.seq_len = 2_048
-    config.train.num_epochs = 4
-    config.train.learning_rate = 1e-3
-    config.train.initial_learning_rate = 1e-4
+    # Muon needs fewer steps than AdamW, and its rate holds at every width; so do the others with
+    # base_dim. All larger rungs inherit this.
+    config.train.optimizer = "muon"
+    config.train.base_dim = 128  # tiny's
+    config.train.learning_rate = 6e-3  # the best of 1e-3 to 6e-3
+    config.train.initial_learning_rate = 0.0
     config.train.final_learning_rate = 1e-4
     config.train.eval_batch_size = 4
     return config

@@ -2,8 +2,8 @@
 
     python train.py --config=configs/small.py --config.init_from=runs/mini
 
-Expected on tiny's sample corpus: validation loss 0.281, as at the start: the corpus has little left
-to teach.
+Expected on tiny's sample corpus: validation loss 0.277 at the start, which differs from mini's in
+the length of the windows, and 0.275 after one epoch; ten minutes on two CPU cores.
 """
 
 from configs import mini
@@ -19,6 +19,8 @@ def get_config():
     config.model.num_heads = 8
 
     config.train.seq_len = 4_096
-    config.train.num_epochs = 2
+    config.train.num_epochs = 1
+    config.train.learning_rate = 2e-3
+    config.growth.warmup_steps = 5
     config.train.eval_batch_size = 2
     return config
