@@ -19,8 +19,8 @@ def get_config():
     config.name = "shakespeare_long"
 
     config.model.dim = 152
-    # What keeps 20 readings of a small text from being learned by heart: noise in what is read.
-    # More dropout instead is worse (docs/results.md).
+    # Against learning a small text by heart. More dropout, or more noise, is worse
+    # (docs/results.md).
     config.model.dropout = 0.1
     config.train.token_noise = 0.05
 

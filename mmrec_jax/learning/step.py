@@ -69,8 +69,8 @@ def with_noise(
 ) -> Int[Array, "batch T"]:
     """Replaces a share of the tokens by ids drawn uniformly (Xie et al., 2017).
 
-    It keeps a model that reads a small corpus many times from learning it by heart. Ids that the
-    corpus does not use are drawn as well, and act as blanks.
+    It is meant against learning a small corpus by heart. Ids that the corpus does not use are drawn
+    as well, and act as blanks.
     """
     is_replaced, replacements = jax.random.split(key)
     noise = jax.random.randint(replacements, tokens.shape, 0, vocab_size)
