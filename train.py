@@ -21,7 +21,7 @@ _HELP_CONFIG = flags.DEFINE_bool(
     "help_config", False, "Print every knob of a config with its meaning, and exit."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run will cost, and exit.")
-_DEVICES = flags.DEFINE_integer("devices", 1, "With --dry_run: number of devices.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "With --dry_run: number of devices there will be.")
 _TOKENS = flags.DEFINE_float("tokens", 0, "With --dry_run: tokens to train on, e.g. 1e9.")
 _FLOPS = flags.DEFINE_float("flops", 0, "With --dry_run: FLOP/s achieved by one device.")
 

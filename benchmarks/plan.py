@@ -17,15 +17,12 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config; by default se
 
 def main():
     import jax
-    import jax.numpy as jnp
-    import optax
 
     from configs import mini, small, tiny
     from mmrec_jax.config import from_mapping
-    from mmrec_jax.data.batches import Batch
+    from mmrec_jax.learning.compiled import compile_step
     from mmrec_jax.learning.cost import count_memory
-    from mmrec_jax.learning.optimizer import make_optimizer
-    from mmrec_jax.learning.step import init_train_state, make_train_step
+    from mmrec_jax.learning.sharding import make_mesh
 
     bfloat16 = tiny.get_config()
     bfloat16.model.dtype = "bfloat16"
@@ -35,19 +32,10 @@ def main():
     for mapping in [_CONFIG.value] if _CONFIG.value else mappings:
         config = from_mapping(mapping)
         shape = config.train.batch_size, config.train.seq_len
-        optimizer = make_optimizer(config.train, optax.constant_schedule(0.0))
-        state = jax.eval_shape(
-            lambda config=config, optimizer=optimizer: init_train_state(
-                config, optimizer, jax.random.key(0)
-            )
-        )
-        tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-        weights = jax.ShapeDtypeStruct(shape, jnp.float32)
-        batch = Batch(tokens, tokens, tokens, weights, jax.ShapeDtypeStruct(shape[:1], bool))
         start = time.perf_counter()
         planned = count_memory(config).activations / 1e6
         seconds = time.perf_counter() - start
-        compiled = make_train_step(config, optimizer).lower(state, batch).compile()
+        compiled = compile_step(config, make_mesh(config, jax.devices()[:1]))
         temporaries = compiled.memory_analysis().temp_size_in_bytes / 1e6
         print(
             f"{config.name:>8}  {shape[0]:>2} x {shape[1]:>5,}  {config.model.dtype:>9}  "

@@ -17,10 +17,15 @@ def get_config():
     config.model.vocab_size = 32_000
     config.model.dim = 1_024
     config.model.num_layers = 12
+    config.model.scan_layers = "auto"
     config.model.num_heads = 8
     config.model.dtype = "bfloat16"
     config.model.dropout = 0.0
     config.model.saliency_queries = 256
+
+    # Every device has a part of the parameters.
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
 
     config.train.batch_size = 16
     config.train.seq_len = 8_192

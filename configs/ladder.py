@@ -22,5 +22,5 @@ def get_config():
 
     for size in (tiny, mini, small, base, medium, large, mmrec_7b):
         rung = size.get_config()
-        config[rung.name] = {"model": rung.model, "train": rung.train, "growth": rung.growth}
+        config[rung.name] = {name: rung[name] for name in ("model", "train", "growth", "mesh")}
     return config

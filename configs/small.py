@@ -16,6 +16,7 @@ def get_config():
     config.model.vocab_size = 20_000
     config.model.dim = 512
     config.model.num_layers = 8
+    config.model.scan_layers = "never"  # faster on CPUs
     config.model.num_heads = 8
 
     config.train.seq_len = 4_096

@@ -20,17 +20,18 @@ os.environ.setdefault(
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import filelock
+import jax
 import jaxtyping
 import pytest
 
 jaxtyping.install_import_hook("mmrec_jax", "typechecker.check")
+if not os.environ.get("JAX_PLATFORMS", "cpu").startswith("cuda"):
+    jax.config.update("jax_num_cpu_devices", 8)  # runs use one unless a test says otherwise
 
 
 @pytest.fixture(scope="session", autouse=True)
 def exact_products():
     """GPUs would round the factors of float32 products to TF32."""
-    import jax
-
     if jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -26,6 +26,7 @@ SMALL = {
     "train.warmup_steps": 5,
     "train.checkpoint_every": 20,
     "train.num_epochs": 2,
+    "mesh.data": 1,
 }
 
 

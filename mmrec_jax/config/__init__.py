@@ -16,7 +16,7 @@ import ml_collections
 from mmrec_jax import knobs
 from mmrec_jax.config.data import FILE_SOURCES, DataConfig
 from mmrec_jax.config.model import ModelConfig
-from mmrec_jax.config.training import GrowthConfig, TrainConfig
+from mmrec_jax.config.training import GrowthConfig, MeshConfig, TrainConfig
 from mmrec_jax.knobs import Section, knob, require
 
 # Part of config.json. It is raised when the same parameters would keep or read other tokens in
@@ -29,6 +29,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "GrowthConfig",
+    "MeshConfig",
     "ModelConfig",
     "TrainConfig",
     "default_config",
@@ -50,6 +51,7 @@ class Config(Section):
     data: DataConfig
     train: TrainConfig
     growth: GrowthConfig = GrowthConfig()  # noqa: RUF009 (it is frozen)
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009
 
     def __post_init__(self):
         super().__post_init__()

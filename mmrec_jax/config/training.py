@@ -1,9 +1,11 @@
-"""The knobs of training, and of growth from another run."""
+"""The knobs of training, of growth from another run, and of the devices."""
 
 import dataclasses
 from typing import ClassVar
 
-from mmrec_jax.knobs import Section, above, at_least, from_to, knob, one_of, require
+from mmrec_jax.knobs import Check, Section, above, at_least, from_to, knob, one_of, require
+
+SIZE = Check(lambda x: x >= 1 or x == -1, "at least 1, or -1")  # of an axis of the mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,3 +162,30 @@ class GrowthConfig(Section):
     warmup_steps: int = knob(
         "Steps of linear warm-up, instead of train.warmup_steps.", 20, at_least(0)
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig(Section):
+    """How devices share the work. A run may continue on another mesh."""
+
+    PREFIX: ClassVar[str] = "mesh."
+
+    data: int = knob(
+        "Groups of devices that each have all parameters; -1 for as many as there are and can "
+        "divide a micro-batch evenly.",
+        -1,
+        SIZE,
+    )
+    fsdp: int = knob(
+        "Devices in a group, which divide the parameters and the optimizer's state among them; -1 "
+        "as for data.",
+        1,
+        SIZE,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            (self.data, self.fsdp) != (-1, -1),
+            "mesh.data and mesh.fsdp are both -1; set one of them",
+        )

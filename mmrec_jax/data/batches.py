@@ -1,7 +1,7 @@
 """Batches of tokens. A batch is a function of the step number, which is all that resuming needs."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import grain
 import jax
@@ -122,9 +122,11 @@ def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batche
     return TrainingWindows(split, *shape, stretch, groups, host)
 
 
-def prefetched(batches: Batches, first: int, last: int) -> Iterator[Batch]:
-    """The batches of steps `first` to `last` - 1, put on the device ahead of time."""
-    dataset = grain.MapDataset.range(first, last).map(batches.__getitem__).map(jax.device_put)
+def prefetched(
+    batches: Batches, first: int, last: int, put: Callable[[Batch], Batch] = jax.device_put
+) -> Iterator[Batch]:
+    """The batches of steps `first` to `last` - 1, put on the devices ahead of time by `put`."""
+    dataset = grain.MapDataset.range(first, last).map(batches.__getitem__).map(put)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     return iter(dataset.to_iter_dataset(options))
 

@@ -21,14 +21,15 @@ from collections import Counter
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
+from jax.sharding import AbstractMesh
 
 from mmrec_jax.config import Config, ModelConfig
-from mmrec_jax.data.batches import Batch
 from mmrec_jax.learning.optimizer import make_optimizer
-from mmrec_jax.learning.step import training_loss
+from mmrec_jax.learning.sharding import partition
+from mmrec_jax.learning.step import abstract_batch, training_loss
 from mmrec_jax.model.interface import mmrec
+from mmrec_jax.model.layout import DATA, EVERYWHERE, FSDP
 from mmrec_jax.model.params import param_shapes
 
 _EMBEDDING, _NORMS, _UBOO = "embedding, logits", "norms", "UBOO"
@@ -51,6 +52,16 @@ _PARTS = {
 }
 
 
+class Division(NamedTuple):
+    """How arrays of one kind, one in each layer, lie on a mesh."""
+
+    name: str  # such as "blocks.W_fused.kernel"
+    shape: tuple[int, ...]
+    count: int
+    axis: int | None  # the axis that `fsdp` divides; None: every device has all of it
+    bytes: int  # of all of them, on one device
+
+
 class Flops(NamedTuple):
     """FLOPs of matrix products per token."""
 
@@ -59,13 +70,14 @@ class Flops(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Total bytes of a training step on all devices."""
+    """Bytes of a training step on one device."""
 
     parameters: int
     optimizer: int
     gradients: int
     activations: int
-    state: int  # of all sequences of a batch
+    memory: int  # of the sequences that are read, or carried
+    gathered: int = 0  # weights that are whole while they are used: those of a block, the embedding
 
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
@@ -102,18 +114,46 @@ def count_flops(config: Config) -> Flops:
     return Flops(dict(forward), training)
 
 
-def count_memory(config: Config) -> Memory:
+ONE_DEVICE = AbstractMesh((1, 1), (DATA, FSDP))
+
+
+def count_memory(config: Config, mesh: AbstractMesh = ONE_DEVICE) -> Memory:
     """Bytes that a training step needs at its peak, without what the compiler adds."""
     train, params = config.train, _shapes(config.model)
     optimizer = make_optimizer(train, optax.constant_schedule(0.0))
-    of_params = _bytes(params)
+    of_params = _bytes_per_device(params, mesh)
+    lanes = train.lanes if train.carry_memory else train.batch_size
+    state = jax.eval_shape(lambda: mmrec(config.model).init_state(lanes))
+    whole = {"embedding": params["embedding"], "block": params["blocks"][0]}
     return Memory(
         parameters=of_params,
-        optimizer=_bytes(jax.eval_shape(optimizer.init, params)),
+        optimizer=_bytes_per_device(jax.eval_shape(optimizer.init, params), mesh),
         gradients=of_params * (2 if train.accumulate_steps > 1 else 1),
-        activations=_activations(config),
-        state=_bytes(jax.eval_shape(lambda: mmrec(config.model).init_state(train.batch_size))),
+        activations=_activations(config) // mesh.size,
+        memory=_bytes(state) // mesh.size,
+        gathered=_bytes(whole) if mesh.shape[FSDP] > 1 else 0,
     )
+
+
+def _bytes_per_device(tree, mesh: AbstractMesh) -> int:
+    def of(path, x):
+        is_divided = partition(path, x.shape, mesh) != EVERYWHERE
+        return _bytes(x) // (mesh.shape[FSDP] if is_divided else 1)
+
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(of, tree)))
+
+
+def divide_parameters(model: ModelConfig, mesh: AbstractMesh) -> list[Division]:
+    """How the parameters lie on a mesh, by kind."""
+    divisions: dict[str, Division] = {}
+    for path, x in jax.tree_util.tree_flatten_with_path(_shapes(model))[0]:
+        name = ".".join(str(entry.key) for entry in path if not isinstance(entry.key, int))
+        spec = partition(path, x.shape, mesh)
+        axis = next((axis for axis, names in enumerate(spec) if names), None)
+        size = _bytes(x) // (1 if axis is None else mesh.shape[FSDP])
+        before = divisions.get(name, Division(name, x.shape, 0, axis, 0))
+        divisions[name] = before._replace(count=before.count + 1, bytes=before.bytes + size)
+    return list(divisions.values())
 
 
 @functools.cache
@@ -146,13 +186,12 @@ def _activations(config: Config) -> int:
 
 def _kept(config: Config, num_layers: int, remat: bool) -> int:
     """Bytes kept between the forward and backward pass of a micro-batch, without parameters."""
-    model = dataclasses.replace(config.model, num_layers=num_layers, remat=remat)
+    model = dataclasses.replace(
+        config.model, num_layers=num_layers, remat=remat, scan_layers="never"
+    )
     config = dataclasses.replace(config, model=model)
     rows = config.train.batch_size // config.train.accumulate_steps
-    tokens = jax.ShapeDtypeStruct((rows, config.train.seq_len), jnp.int32)
-    weights = jax.ShapeDtypeStruct(tokens.shape, jnp.float32)
-    batch = Batch(tokens, tokens, tokens, weights, jax.ShapeDtypeStruct((rows,), bool))
-    params = _shapes(model)
+    batch, params = abstract_batch(rows, config.train.seq_len), _shapes(model)
 
     def backward(params, batch):
         def objective(params):

@@ -20,6 +20,7 @@ from mmrec_jax.learning.breakdown import Breakdown
 from mmrec_jax.learning.distance import Follower
 from mmrec_jax.learning.step import begin
 from mmrec_jax.model.interface import ModelFunctions, mmrec
+from mmrec_jax.model.layout import everywhere
 from mmrec_jax.model.params import Params
 
 
@@ -84,7 +85,7 @@ def make_eval_step(
         output = model.apply(params, batch.tokens, batch.documents, memory, None)
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
         correct = jnp.argmax(output.logits, axis=-1) == batch.targets
-        tokens = EvalTokens(losses * batch.weights, correct * batch.weights)
+        tokens = everywhere(EvalTokens(losses * batch.weights, correct * batch.weights))
         return tokens, None if memory is None else output.state
 
     return jax.jit(step)

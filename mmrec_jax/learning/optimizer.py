@@ -1,11 +1,15 @@
 """AdamW, or Muon for matrices, with warm-up and cosine decay, as one optax chain."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from mmrec_jax.config import TrainConfig
 from mmrec_jax.errors import UserError
+from mmrec_jax.model.params import has_stacked_layers
 
 
 def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
@@ -28,11 +32,11 @@ def learning_rate_schedule(config: TrainConfig, total_steps: int) -> optax.Sched
     )
 
 
-def slower_where(where, rate: float) -> optax.GradientTransformation:
-    """Multiplies updates by a rate where `where`, a tree of bools like the parameters, is true."""
+def slower_where(where: Callable[[], Any], rate: float) -> optax.GradientTransformation:
+    """Multiplies updates by a rate where `where()`, a tree of bools like them, is true."""
     return optax.stateless(
         lambda updates, _: jax.tree.map(
-            lambda x, is_slower: jnp.where(is_slower, rate * x, x), updates, where
+            lambda x, is_slower: jnp.where(is_slower, rate * x, x), updates, where()
         )
     )
 
@@ -76,7 +80,15 @@ def _adamw(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTrans
         b1=config.b1,
         b2=config.b2,
         weight_decay=config.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
+        mask=_is_matrix,
+    )
+
+
+def _is_matrix(params):
+    """Which parameters have two axes or more, besides that of stacked layers."""
+    stacked = has_stacked_layers(params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x.ndim - (stacked and path[0].key == "blocks") >= 2, params
     )
 
 
@@ -99,13 +111,16 @@ def _muon(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransf
 
 
 def _muon_dimensions(params):
-    """For each kernel, its input and its output axis; None for what Muon does not train."""
+    """For each kernel, its input and its output axis; None for what Muon does not train.
+
+    Axes count from the last, because stacked layers have one more (`params.stack_layers`).
+    """
 
     def dimensions(path, x):
         names = {getattr(entry, "key", None) for entry in path}
         if path[-1].key != "kernel":
             return None
-        return optax.contrib.MuonDimensionNumbers(1 if "W_m" in names else 0, x.ndim - 1)
+        return optax.contrib.MuonDimensionNumbers(-3 if "W_fused" in names else -2, -1)
 
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
@@ -129,10 +144,10 @@ def _divide(params):
     def divide(path, x):
         names = {getattr(entry, "key", None) for entry in path}
         if "kernel" in names and "W_m" in names:  # one above the other: z, h
-            return x.reshape(2, len(x) // 2, -1)
+            return x.reshape(*x.shape[:-2], 2, x.shape[-2] // 2, x.shape[-1])
         if "kernel" in names and "W_fused" in names:  # side by side: q k v z p e
-            maps = x.reshape(len(x), 6, -1)
-            return {"kernel": jnp.delete(maps, _P, axis=1), "p": maps[:, _P]}
+            maps = x.reshape(*x.shape[:-1], 6, x.shape[-1] // 6)
+            return {"kernel": jnp.delete(maps, _P, axis=-2), "p": maps[..., _P, :]}
         return x
 
     return jax.tree_util.tree_map_with_path(divide, params)
@@ -141,5 +156,6 @@ def _divide(params):
 def _whole(like, x):
     """The opposite of `_divide`, for one kernel."""
     if isinstance(x, dict):
-        x = jnp.insert(x["kernel"], _P, x["p"], axis=1)
+        kernel, p = x["kernel"], x["p"][..., None, :]
+        x = jnp.concatenate([kernel[..., :_P, :], p, kernel[..., _P:, :]], axis=-2)
     return x.reshape(like.shape)

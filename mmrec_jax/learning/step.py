@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import Config
@@ -55,6 +56,16 @@ def init_train_state(
             lambda x: x.reshape(train.carry_groups, train.batch_size, *x.shape[1:]), memory
         )
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), memory)
+
+
+def abstract_batch(rows: int, seq_len: int, sharding: Sharding | None = None) -> Batch:
+    """The shapes and dtypes of a batch, and its sharding on a mesh."""
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    ids, weights = array(jnp.int32, rows, seq_len), array(jnp.float32, rows, seq_len)
+    return Batch(ids, ids, ids, weights, fresh=array(bool, rows))
 
 
 def begin(model: ModelFunctions, memory: Any, batch: Batch) -> Any:
@@ -107,13 +118,17 @@ def training_loss(
 
 
 def make_train_step(
-    config: Config, optimizer: optax.GradientTransformation, model: ModelFunctions | None = None
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    model: ModelFunctions | None = None,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """The jitted step. It donates the state. Its randomness depends only on the seed and the step.
 
     With `train.carry_memory`, a sequence that is not fresh starts from the state in which its lane
     was left when its group had its last turn. That state is an input, so no gradient flows back
-    into it. `model` is MM-Rec unless another language model is given.
+    into it. `model` is MM-Rec unless another language model is given. `shardings` are those of the
+    state on a mesh (sharding.py).
     """
     model = mmrec(config.model) if model is None else model
     micro_batches = config.train.accumulate_steps
@@ -135,17 +150,23 @@ def make_train_step(
             )
             return jax.tree.map(jnp.add, sums, (grads, losses)), new_memory
 
+        # Each device keeps its sequences: of n micro-batches, the first has rows 0, n, 2n, ...
         def divide(x):  # without -1 in the shape, because a memory without slots has no elements
-            return x.reshape(micro_batches, len(x) // micro_batches, *x.shape[1:])
+            parts = x.reshape(len(x) // micro_batches, micro_batches, *x.shape[1:])
+            return jnp.swapaxes(parts, 0, 1)
+
+        def join(parts):
+            x = jnp.swapaxes(parts, 0, 1)
+            return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
         split = jax.tree.map(divide, (batch, memory))
         losses = (jnp.zeros((), param_dtype(config.model)),) * 3
         zeros = jax.tree.map(jnp.zeros_like, params), losses
-        (grads, losses), memory = jax.lax.scan(
-            accumulate, zeros, (*split, jnp.arange(micro_batches))
-        )
-        memory = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), memory)
-        return grads, losses, memory
+        with jax.named_scope("micro_batches"):
+            (grads, losses), memory = jax.lax.scan(
+                accumulate, zeros, (*split, jnp.arange(micro_batches))
+            )
+        return grads, losses, jax.tree.map(join, memory)
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -158,4 +179,6 @@ def make_train_step(
         metrics = StepMetrics(*losses, grad_norm=optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state, memory), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    # The metrics are on every device, as the step's number is.
+    placed = None if shardings is None else (shardings, shardings.step)
+    return jax.jit(step, donate_argnums=0, out_shardings=placed)

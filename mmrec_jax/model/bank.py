@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.model.layout import on_own_sequences
 from mmrec_jax.model.rotary import rotary, turn
 
 # Forecasts that differ by at most this count as equal. Equal tokens have equal saliency in the
@@ -112,4 +113,4 @@ def most_useful(forecasts: Float[Array, "*batch P"], slots: int) -> Int[Array, "
     """
     equal = forecasts[..., None, :] <= forecasts[..., None] + TIE
     rank = jnp.max(jnp.where(equal, forecasts[..., None, :], -jnp.inf), axis=-1)
-    return lax.top_k(rank, slots)[1]
+    return on_own_sequences(lambda rank: lax.top_k(rank, slots)[1])(rank)

@@ -11,13 +11,13 @@ RMSNorm, q and p depend on D or K themselves and are scaled: sqrt(D_old / D_new)
 norm, sqrt(K_new / K_old) on q, W_q, b_q and p.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.errors import UserError
@@ -101,21 +101,36 @@ def grow(
     check_growth(old, new)
     fresh = jax.tree.map(lambda x: x * noise if x.ndim > 1 else x, init_params(new, key))
     grown = _grow_tree(params, fresh, old, new, placement)
-    if parents:
-        rows = np.array(grown["embedding"]["embedding"])
-        for token, of in enumerate(parents, start=old.vocab_size):
-            if len(of):  # some of them may be new tokens
-                rows[token] = _mean(rows[np.asarray(of)])
-        grown["embedding"]["embedding"] = jnp.asarray(rows)
-    return grown
+    rows = grown["embedding"]["embedding"]
+    for tokens, of in _generations(parents, old.vocab_size):
+        of, index = np.unique(of, axis=0, return_inverse=True)  # many may have the same parents
+        rows = rows.at[tokens].set(_mean(rows[of])[index])
+    return {**grown, "embedding": {"embedding": rows}}
 
 
-def _mean(rows: np.ndarray) -> np.ndarray:
-    """The mean; for more than two rows, scaled to their average norm, or it would be too short."""
-    mean = rows.mean(axis=0)
-    if len(rows) > 2:
-        mean *= np.linalg.norm(rows, axis=1).mean() / max(np.linalg.norm(mean), 1e-30)
-    return mean
+def _generations(
+    parents: Sequence[Sequence[int]], first: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """New tokens and their parents, [tokens] and [tokens, parents], all parents before children.
+
+    `parents` are those of token `first` and of the tokens after it.
+    """
+    generation, groups = {}, {}
+    for token, of in enumerate(parents, first):
+        if len(of):
+            generation[token] = 1 + max(generation.get(parent, 0) for parent in of)
+            groups.setdefault((generation[token], len(of)), []).append(token)
+    for _, tokens in sorted(groups.items()):
+        yield np.array(tokens), np.array([parents[token - first] for token in tokens])
+
+
+def _mean(rows: Float[Array, "tokens parents D"]) -> Float[Array, "tokens D"]:
+    """The mean; of more than two rows, scaled to their average norm, or it would be too short."""
+    mean = rows.mean(axis=1)
+    if rows.shape[1] <= 2:
+        return mean
+    norm = jnp.linalg.norm(rows, axis=2).mean(axis=1)
+    return mean * (norm / jnp.maximum(jnp.linalg.norm(mean, axis=1), 1e-30))[:, None]
 
 
 def grow_moments(

@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.lm import Output, init_state
-from mmrec_jax.model.params import Params, init_params, model_graph
+from mmrec_jax.model.params import Params, has_stacked_layers, init_params, model_graph
 
 
 class ModelFunctions(NamedTuple):
@@ -23,16 +23,20 @@ class ModelFunctions(NamedTuple):
     # tokens as `MMRec` does. Without a state it begins with an empty one; without a key there is no
     # dropout; without `scored`, all predictions count.
     apply: Callable[..., Output]
+    # Whether training keeps the layers of the parameters stacked (`params.stack_layers`).
+    stacks_layers: bool = False
 
 
 def mmrec(config: ModelConfig) -> ModelFunctions:
     """MM-Rec of this shape."""
 
     def apply(params, tokens, documents, state=None, key=None, scored=None):
-        return nnx.merge(model_graph(config), params)(tokens, documents, state, key, scored)
+        graph = model_graph(config, has_stacked_layers(params))
+        return nnx.merge(graph, params)(tokens, documents, state, key, scored)
 
     return ModelFunctions(
         init_params=lambda key: init_params(config, key),
         init_state=lambda batch: init_state(config, batch),
         apply=apply,
+        stacks_layers=config.is_scanned,
     )

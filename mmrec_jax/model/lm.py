@@ -1,13 +1,16 @@
 """The language model: embedding, blocks, final norm, and logits from the embedding matrix."""
 
+import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.model import layout
 from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.block import AuxLosses, Block, LayerState, RMSNorm, param_dtype
 from mmrec_jax.model.memory import MemoryState, Place, Segments
@@ -77,10 +80,14 @@ def embedding(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Embed:
 class MMRec(nnx.Module):
     """The model, a container of parameters. The state is an argument and a result."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stacked: bool = False):
+        """`stacked`: one block stands for all; its parameters get a first axis for the layers."""
         self.config = config
         self.embedding = embedding(config, rngs)
-        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
+        if stacked:
+            self.blocks = Block(config, rngs)
+        else:
+            self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config)
 
     def __call__(
@@ -138,22 +145,59 @@ class MMRec(nnx.Module):
 
     def _read(self, tokens, where, state, key):
         """The residual stream after all blocks, with their states and auxiliary losses."""
-        count = len(self.blocks)
-        keys = [None] * count if key is None else jax.random.split(key, count)
-        apply_block = jax.checkpoint(Block.__call__) if self.config.remat else Block.__call__
-        x = self.embedding(tokens)
-        layers, aux = [], []
-        for block, layer_state, block_key in zip(self.blocks, state.layers, keys, strict=True):
-            x, layer_state, losses = apply_block(block, x, where, layer_state, block_key)
-            layers.append(layer_state)
-            aux.append(losses)
-        saliency = sum(losses.saliency for losses in aux) / len(aux)
-        return x, tuple(layers), AuxLosses(saliency, sum(losses.uboo for losses in aux))
+        count = self.config.num_layers
+        keys = None if key is None else jax.random.split(key, count)
+        x = layout.by_sequence(layout.gathered(self.embedding)(tokens))
+        read_block = _recomputing(_read_block, self.config.remat)
+
+        def read(x, layer):
+            block, layer_state, block_key = layer
+            x, layer_state, aux = read_block(block, x, where, layer_state, block_key)
+            return x, (layer_state, aux)
+
+        if isinstance(self.blocks, Block):
+            states = jax.tree.map(lambda *xs: jnp.stack(xs), *state.layers)
+            with jax.named_scope("layers"):
+                x, (states, aux) = lax.scan(read, x, (self.blocks, states, keys))
+            layers = tuple(jax.tree.map(operator.itemgetter(i), states) for i in range(count))
+            return x, layers, AuxLosses(aux.saliency.mean(), aux.uboo.sum())
+
+        results = []
+        for i, block in enumerate(self.blocks):
+            x, result = read(x, (block, state.layers[i], None if keys is None else keys[i]))
+            results.append(result)
+        layers, aux = zip(*results, strict=True)
+        saliency = sum(losses.saliency for losses in aux) / count
+        return x, layers, AuxLosses(saliency, sum(losses.uboo for losses in aux))
 
     def _logits(self, x):
         return jnp.einsum(
             "btd,vd->btv",
             self.norm(x),
-            self.embedding.embedding[...].astype(x.dtype),
+            layout.gathered(self.embedding).embedding[...].astype(x.dtype),
             preferred_element_type=param_dtype(self.config),
         )
+
+
+def _read_block(block: Block, *args):
+    """`block(*args)`, with the weights gathered and the sequences divided."""
+    x, state, aux = layout.gathered(block)(*args)
+    return *layout.by_sequence((x, state)), aux
+
+
+def _recomputing(function, everything: bool):
+    """A function that is computed once more in the backward pass, completely or in part.
+
+    At least the weights that it gathers are gathered again, so that those of one block at a time
+    are whole.
+    """
+    if everything:
+        return jax.checkpoint(function)
+    if layout.is_gathering():
+        return jax.checkpoint(function, policy=_is_of_tokens)
+    return function
+
+
+def _is_of_tokens(_, *inputs, **__):
+    """Whether an operation reads more than weights, which have at most two axes."""
+    return any(x.ndim > 2 for x in inputs)

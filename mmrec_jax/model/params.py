@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
@@ -12,9 +13,12 @@ from mmrec_jax.model.lm import MMRec
 Params = Any  # nested dicts of arrays, named after the model's attributes
 
 
-def model_graph(config: ModelConfig) -> nnx.GraphDef:
-    """The structure of the model; `nnx.merge` combines it with parameters into the model."""
-    return nnx.split(nnx.eval_shape(lambda: MMRec(config, nnx.Rngs(0))))[0]
+def model_graph(config: ModelConfig, stacked: bool = False) -> nnx.GraphDef:
+    """The structure of the model; `nnx.merge` combines it with parameters into the model.
+
+    `stacked`: whether the layers of the parameters are stacked (`stack_layers`).
+    """
+    return nnx.split(nnx.eval_shape(lambda: MMRec(config, nnx.Rngs(0), stacked)))[0]
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
@@ -30,3 +34,43 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
 def param_shapes(config: ModelConfig) -> Params:
     """The parameters by shape and dtype, without their values."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def stack_layers(tree: Any) -> Any:
+    """A tree in which parameters have one block, whose arrays have a first axis for the layers.
+
+    It may hold several trees of parameters, such as those of an optimizer's moments.
+    """
+
+    def stack(part):
+        if not _has_layers(part):
+            return part
+        layers = [part["blocks"][i] for i in range(len(part["blocks"]))]
+        return {**part, "blocks": jax.tree.map(lambda *xs: jnp.stack(xs), *layers)}
+
+    return jax.tree.map(stack, tree, is_leaf=_has_layers)
+
+
+def unstack_layers(tree: Any, num_layers: int) -> Any:
+    """The inverse of `stack_layers`."""
+
+    def unstack(part):
+        if not has_stacked_layers(part):
+            return part
+        return {**part, "blocks": {i: _layer(part["blocks"], i) for i in range(num_layers)}}
+
+    return jax.tree.map(unstack, tree, is_leaf=has_stacked_layers)
+
+
+def _layer(stacked: Any, index: int) -> Any:
+    index = jnp.int32(index)  # an argument, so that one compiled program serves all layers
+    return jax.tree.map(lambda x: x[index], stacked)
+
+
+def has_stacked_layers(tree: Any) -> bool:
+    """Whether a tree is one of parameters whose layers are stacked."""
+    return isinstance(tree, dict) and "blocks" in tree and not _has_layers(tree)
+
+
+def _has_layers(tree: Any) -> bool:
+    return isinstance(tree, dict) and 0 in tree.get("blocks", ())

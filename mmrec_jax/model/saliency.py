@@ -81,15 +81,15 @@ def saliency_loss(
             slopes.s + slope, slopes.fading - slope * log_age(distance, config, slope.dtype)
         )
         return (
-            loss + jnp.sum(losses),
-            count + heads * jnp.sum(seen, dtype=count.dtype),
+            loss + jnp.sum(losses, axis=(1, 2)),
+            count + heads * jnp.sum(seen, axis=(1, 2), dtype=count.dtype),
             slopes,
         ), None
 
-    zero = jnp.zeros((), window_logsumexp.dtype)
-    first = zero, jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, frozen)
+    zeros = jnp.zeros(len(q), window_logsumexp.dtype)  # one sum per sequence
+    first = zeros, jnp.zeros(len(q), jnp.int32), jax.tree.map(jnp.zeros_like, frozen)
     chunks = first_chunk + chunk_stride * jnp.arange(num_chunks // chunk_stride)
     (loss, count, slopes), _ = lax.scan(look, first, chunks)
     # A sum that is zero and has these slopes: the gradient, without another pass over the chunks.
     tangent = jax.tree.map(lambda x, at, slope: jnp.sum(slope * (x - at)), s, frozen, slopes)
-    return (loss + tangent.s + tangent.fading) / jnp.maximum(count, 1)
+    return (loss.sum() + tangent.s + tangent.fading) / jnp.maximum(count.sum(), 1)

@@ -1,8 +1,16 @@
 """Tables of the cost of a run, printed by train.py --dry_run."""
 
+from jax.sharding import AbstractMesh
+
 from mmrec_jax.config import Config
-from mmrec_jax.errors import UserError
-from mmrec_jax.learning.cost import count_flops, count_memory, count_parameters
+from mmrec_jax.learning.cost import (
+    count_flops,
+    count_memory,
+    count_parameters,
+    divide_parameters,
+)
+from mmrec_jax.learning.sharding import mesh_shape
+from mmrec_jax.model.layout import DATA, FSDP
 from mmrec_jax.tables import print_table
 
 
@@ -10,15 +18,15 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
     """Prints the cost of a run.
 
     Args:
-        devices: how many share memory and work evenly.
+        devices: how many there are; `config.mesh` says how they share the work.
         tokens: to train on; 0 takes their number from the config.
         flops_per_second: FLOP/s that one device achieves in training; 0 if unknown.
 
     Raises:
-        UserError: the devices cannot divide a batch evenly.
+        UserError: the mesh does not fit.
     """
     train, model = config.train, config.model
-    _check_devices(config, devices)
+    mesh = _mesh(config, devices)
     parameters, flops = count_parameters(model), count_flops(config)
     total, forward = sum(parameters.values()), sum(flops.forward.values())
     print(
@@ -39,13 +47,18 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
     ]
     print_table(("", "parameters", "share", "FLOPs per token"), rows)
 
-    memory = count_memory(config)
+    if mesh.shape[FSDP] > 1:
+        _print_divisions(config, mesh)
     of_step = f"{train.batch_size} x {train.seq_len:,} tokens per step"
+    memory, of_one = count_memory(config), count_memory(config, mesh)
+    names = (*memory._fields, "total")
+    sizes = zip(names, (*memory, sum(memory)), (*of_one, sum(of_one)), strict=True)
     print_table(
-        (of_step, "GB", f"GB per device (of {devices})"),
+        (of_step, "GB", f"GB per device, {_in_words(mesh, devices)}"),
         [
-            (name, f"{size / 1e9:,.3f}", f"{size / devices / 1e9:,.3f}")
-            for name, size in (*memory._asdict().items(), ("total", sum(memory)))
+            (name, f"{size / 1e9:,.3f}", f"{of_device / 1e9:,.3f}")
+            for name, size, of_device in sizes
+            if of_device
         ],
     )
     tokens = tokens or train.fixed_steps * train.step_tokens
@@ -55,8 +68,8 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
     work = tokens * flops.training
     line = f"{tokens:,} tokens: {work:.3g} FLOPs"
     if flops_per_second:
-        days = _days(work, devices, flops_per_second)
-        line += f", {days:,.2f} days on {devices} x {flops_per_second:.3g} FLOP/s"
+        days = _days(work, mesh.size, flops_per_second)
+        line += f", {days:,.2f} days on {mesh.size} x {flops_per_second:.3g} FLOP/s"
     print(line)
 
 
@@ -64,19 +77,19 @@ def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_seco
     """Prints the cost of several runs, one per line; arguments as for `print_plan`."""
     rows = []
     for config in configs:
-        _check_devices(config, devices)
-        flops, memory, train = count_flops(config).training, count_memory(config), config.train
+        mesh, train = _mesh(config, devices), config.train
+        flops, memory = count_flops(config).training, count_memory(config, mesh)
         of_run = tokens or train.fixed_steps * train.step_tokens
         days = ""
         if of_run and flops_per_second:
-            days = f"{_days(of_run * flops, devices, flops_per_second):,.2f}"
+            days = f"{_days(of_run * flops, mesh.size, flops_per_second):,.2f}"
         rows.append(
             (
                 config.name,
                 f"{sum(count_parameters(config.model).values()):,}",
                 f"{flops:.3g}",
                 f"{train.batch_size} x {train.seq_len:,}",
-                f"{sum(memory) / devices / 1e9:,.2f}",
+                f"{sum(memory) / 1e9:,.2f}",
                 days,
             )
         )
@@ -85,11 +98,24 @@ def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_seco
     print(f"GB per device (of {devices}){of_tokens}")
 
 
-def _check_devices(config: Config, devices: int) -> None:
-    """Raises UserError if the devices cannot divide a batch evenly."""
-    batch_size = config.train.batch_size
-    if devices < 1 or batch_size % devices:
-        raise UserError(f"train.batch_size {batch_size} is not divisible by --devices={devices}")
+def _print_divisions(config: Config, mesh: AbstractMesh) -> None:
+    rows = []
+    for name, shape, count, axis, size in divide_parameters(config.model, mesh):
+        sizes = [f"{length:,}" for length in shape]
+        if axis is not None:
+            sizes[axis] += f" / {mesh.shape[FSDP]}"
+        rows.append((name, f"{count}", " x ".join(sizes), f"{size / 1e6:,.3f}"))
+    print_table(("parameters", "", "divided over fsdp", "MB per device"), rows)
+
+
+def _mesh(config: Config, devices: int) -> AbstractMesh:
+    """The mesh of a run that has this many devices."""
+    return AbstractMesh(mesh_shape(config, devices), (DATA, FSDP))
+
+
+def _in_words(mesh: AbstractMesh, devices: int) -> str:
+    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return sizes if mesh.size == devices else f"{sizes} of {devices}"
 
 
 def _days(work: float, devices: int, flops_per_second: float) -> float:

@@ -167,11 +167,11 @@ class Checkpoints:
         items = self._restore(step, params=like.params, training=_nonempty(rest))
         leaves, structure = jax.tree.flatten(rest)
         restored = iter(jax.tree.leaves(items.training))
-        training = structure.unflatten(next(restored) if x.size else x for x in leaves)
+        training = structure.unflatten(next(restored) if x.size else _empty(x) for x in leaves)
         return training._replace(params=items.params)
 
     def _restore(self, step: int, **like: Any) -> Any:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(_placed, like)
         items = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -215,6 +215,17 @@ class Checkpoints:
 def _nonempty(tree: Any) -> Any:
     """A tree without arrays of size zero (a memory without slots), which Orbax cannot save."""
     return jax.tree.map(lambda x: x if x.size else None, tree)
+
+
+def _placed(like: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of an array; the first local device if it is nowhere yet."""
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(like, "sharding", None) or first
+    return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)
+
+
+def _empty(like: Any) -> jax.Array:
+    return jnp.zeros(like.shape, like.dtype, device=like.sharding)
 
 
 def _reason(error: BaseException) -> str:

@@ -5,12 +5,14 @@ checkpoints/  metrics.jsonl  tensorboard/  report.html  report/  eval.json  trai
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import filelock
+from jax.sharding import Mesh
 
 from mmrec_jax.config import MEMORY_VERSION, Config, differences, from_mapping
 from mmrec_jax.data.corpus import HELD_OUT, SPLITS
@@ -19,6 +21,7 @@ from mmrec_jax.data.token_cache import Damaged, copy_splits, open_prepared
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import is_leftover, write_text
+from mmrec_jax.learning.sharding import placed
 from mmrec_jax.model.params import Params, param_shapes
 from mmrec_jax.runs.checkpoints import Checkpoints
 
@@ -31,13 +34,16 @@ class Run(NamedTuple):
     tokenizer: Tokenizer
     checkpoints: Checkpoints
 
-    def params(self, step: int) -> Params:
-        """The parameters of a checkpoint.
+    def params(self, step: int, mesh: Mesh | None = None) -> Params:
+        """The parameters of a checkpoint, on one device or divided over a mesh.
 
         Raises:
             UserError: they cannot be read.
         """
-        return self.checkpoints.restore_params(step, param_shapes(self.config.model))
+        shapes = param_shapes(self.config.model)
+        if mesh is not None:
+            shapes = placed(shapes, mesh)
+        return self.checkpoints.restore_params(step, shapes)
 
     def split(self, name: str) -> Split:
         """The saved 'validation' or 'test' split.
@@ -119,7 +125,8 @@ def check_config(path: Path, config: Config) -> None:
     if (path / "config.json").exists():
         saved = read_config(path)
         _refuse_older_model(path, saved)
-        different = differences(saved, config)
+        # A run may continue on other devices.
+        different = differences(dataclasses.replace(saved, mesh=config.mesh), config)
         if different:
             raise UserError(
                 f"{path} belongs to a run with another config ({'; '.join(different)}); use "

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.dataset import Dataset, Split
@@ -13,9 +14,10 @@ from mmrec_jax.data.tokenizers import SubwordTokenizer, Tokenizer
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer, slower_where
+from mmrec_jax.learning.sharding import placed, shardings
 from mmrec_jax.learning.step import TrainState, init_train_state
 from mmrec_jax.model.growth import check_growth, grow, grow_moments, is_old
-from mmrec_jax.model.params import Params
+from mmrec_jax.model.params import Params, stack_layers
 from mmrec_jax.runs.workdir import Run, open_run
 from mmrec_jax.tables import print_table
 
@@ -71,7 +73,11 @@ def parents(old: Tokenizer, new: Tokenizer, old_size: int, new_size: int) -> lis
 
 
 def grown_state(
-    source: Source, config: Config, tokenizer: Tokenizer, optimizer: optax.GradientTransformation
+    source: Source,
+    config: Config,
+    tokenizer: Tokenizer,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> TrainState:
     """The state before the first step of a run that grows from a source.
 
@@ -79,48 +85,50 @@ def grown_state(
         UserError: the checkpoint of the source cannot be read.
     """
     growth, old, new = config.growth, source.run.config.model, config.model
-    key = jax.random.key(config.train.seed)
     of_source = parents(source.run.tokenizer, tokenizer, old.vocab_size, new.vocab_size)
-    params = grow(
-        source.run.params(source.step),
-        old,
-        new,
-        key,
-        growth.placement,
-        of_source,
-        growth.noise,
-    )
-    state = init_train_state(config, optimizer, key, params)
-    if growth.moments == "fresh":
-        return state
-    adam = _adam(_restore_opt_state(source))
-    grown = {
-        "mu": grow_moments(adam.mu, old, new, 1, growth.placement),
-        "nu": grow_moments(adam.nu, old, new, 2, growth.placement),
-        "count": adam.count,
-    }
-    opt_state = jax.tree.map(
-        lambda x: x._replace(**grown) if _is_adam(x) else x, state.opt_state, is_leaf=_is_adam
-    )
-    return state._replace(opt_state=opt_state)
+
+    def start(params: Params, adam: optax.ScaleByAdamState | None) -> TrainState:
+        key = jax.random.key(config.train.seed)
+        params = grow(params, old, new, key, growth.placement, of_source, growth.noise)
+        state = init_train_state(config, optimizer, key, params)
+        if adam is None:
+            return state
+        grown = {
+            "mu": grow_moments(adam.mu, old, new, 1, growth.placement),
+            "nu": grow_moments(adam.nu, old, new, 2, growth.placement),
+            "count": adam.count,
+        }
+        opt_state = jax.tree.map(
+            lambda x: x._replace(**grown) if _is_adam(x) else x, state.opt_state, is_leaf=_is_adam
+        )
+        return state._replace(opt_state=opt_state)
+
+    params = source.run.params(source.step, mesh)
+    adam = _adam(_restore_opt_state(source, mesh)) if growth.moments == "grown" else None
+    abstract = placed(jax.eval_shape(start, params, adam), mesh)
+    return jax.jit(start, out_shardings=shardings(abstract))(params, adam)
 
 
 def slower_old_part(config: Config) -> optax.GradientTransformation:
     """Multiplies the updates of the parameters that come from the source by `growth.old_rate`."""
     source = open_run(Path(config.init_from)).config.model
-    old = is_old(source, config.model, config.growth.placement)
+
+    def old() -> Params:
+        where = is_old(source, config.model, config.growth.placement)
+        return stack_layers(where) if config.model.is_scanned else where
+
     return slower_where(old, config.growth.old_rate)
 
 
-def _restore_opt_state(source: Source) -> optax.OptState:
+def _restore_opt_state(source: Source, mesh: Mesh) -> optax.OptState:
     config = source.run.config
     # Only the structure of the state matters here, not the schedule or the rates.
     schedule = learning_rate_schedule(config.train, config.train.warmup_steps + 1)
     optimizer = make_optimizer(config.train, schedule)
     if config.init_from and config.growth.old_rate != 1:
-        optimizer = optax.chain(optimizer, slower_where(None, 1.0))
+        optimizer = optax.chain(optimizer, slower_where(lambda: None, 1.0))
     like = jax.eval_shape(lambda: init_train_state(config, optimizer, jax.random.key(0)))
-    return source.run.checkpoints.restore_state(source.step, like).opt_state
+    return source.run.checkpoints.restore_state(source.step, placed(like, mesh)).opt_state
 
 
 def _is_adam(state) -> bool:
@@ -131,7 +139,9 @@ def _adam(opt_state: optax.OptState) -> optax.ScaleByAdamState:
     return next(filter(_is_adam, jax.tree.leaves(opt_state, is_leaf=_is_adam)))
 
 
-def compare(source: Source, config: Config, params: Params, dataset: Dataset) -> EvalResult:
+def compare(
+    source: Source, config: Config, params: Params, dataset: Dataset, mesh: Mesh
+) -> EvalResult:
     """Prints the validation loss of the source next to that of the grown model.
 
     Both read windows of the same length. If the vocabulary grows, the grown model has two rows: on
@@ -150,7 +160,7 @@ def compare(source: Source, config: Config, params: Params, dataset: Dataset) ->
 
     same_tokens = run.tokenizer.tokens == dataset.tokenizer.tokens
     split = dataset.validation if same_tokens else run.split("validation")
-    rows = {"source": measure(old, run.params(source.step), split)}
+    rows = {"source": measure(old, run.params(source.step, mesh), split)}
     start = measure(new, params, dataset.validation)
     if new.vocab_size > old.vocab_size:
         model = dataclasses.replace(new, vocab_size=old.vocab_size)

@@ -213,8 +213,9 @@ class Finish:
 class SaveCheckpoint:
     """Saves when a checkpoint is due, after a stop signal or a new best, and at the end."""
 
-    def __init__(self, journal: Journal):
-        self._journal = journal
+    def __init__(self, journal: Journal, as_saved: Callable[[TrainState], TrainState]):
+        """`as_saved`: the state in the form that checkpoints have."""
+        self._journal, self._as_saved = journal, as_saved
 
     def __call__(self, moment: Moment) -> None:
         progress, metrics, _, checkpoints = self._journal
@@ -222,7 +223,8 @@ class SaveCheckpoint:
         if due or progress.finished:
             metrics.flush()  # no checkpoint is ahead of the metrics
             loss = moment.evaluation.loss if moment.is_best else None
-            checkpoints.save(moment.step, moment.state, progress.to_dict(), loss)
+            state = self._as_saved(moment.state)
+            checkpoints.save(moment.step, state, progress.to_dict(), loss)
 
 
 class StopOnSignal:

@@ -45,7 +45,7 @@ def rung_configs(
 
     Args:
         mapping: `name`, `rungs` (names of sections, in order), `data` (shared by all rungs), and
-            for each rung a section with `model`, `train` and `growth`.
+            for each rung a section with `model`, `train`, `growth` and `mesh`.
         path: the workdir of the ladder.
 
     Raises:

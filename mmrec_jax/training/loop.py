@@ -1,6 +1,7 @@
 """The training loop: get a batch, take a step, call the hooks."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from mmrec_jax.config import Config
 from mmrec_jax.data.batches import Batches, Host, prefetched, training_batches
@@ -15,9 +17,10 @@ from mmrec_jax.data.dataset import Dataset, load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.learning.sharding import batch_sharding, make_mesh, placed, shardings
 from mmrec_jax.learning.step import TrainState, init_train_state, make_train_step
 from mmrec_jax.model.interface import ModelFunctions, mmrec
-from mmrec_jax.model.params import Params
+from mmrec_jax.model.params import Params, stack_layers, unstack_layers
 from mmrec_jax.runs import workdir as workdirs
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import MetricsWriter, read_metrics
@@ -36,6 +39,7 @@ class Run(NamedTuple):
 
     config: Config
     path: Path  # the workdir
+    mesh: Mesh
     dataset: Dataset
     batches: Batches
     total_steps: int
@@ -66,7 +70,7 @@ def train(
     """
     run = plan_run(config, path, model)
     workdirs.prepare(path, config, run.dataset)
-    with workdirs.locked(path), StopSignals() as signals:
+    with workdirs.locked(path), jax.set_mesh(run.mesh), StopSignals() as signals:
         checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
         state, progress, is_new = _start(run, checkpoints)
         if progress.finished:
@@ -92,14 +96,15 @@ def _train(
 ) -> None:
     """Runs the loop until the run has finished or is interrupted."""
     train, first_step = run.config.train, int(state.step)
-    train_step = make_train_step(run.config, run.optimizer, run.model)
-    train_step = train_step.lower(state, run.batches[first_step]).compile()
+    train_step = make_train_step(run.config, run.optimizer, run.model, shardings(state))
+    put = functools.partial(jax.device_put, device=batch_sharding(run.mesh))
+    train_step = train_step.lower(state, put(run.batches[first_step])).compile()
     timetable = Timetable(
         run.total_steps, run.batches.steps_per_epoch, train.eval_every, train.checkpoint_every
     )
     profiling = Profile(run.path / "profile", first_step, journal.display.say)
     after_step = [*([profiling] if profile else []), *_hooks(run, journal)]
-    batches = prefetched(run.batches, first_step, run.total_steps)
+    batches = prefetched(run.batches, first_step, run.total_steps, put)
     try:
         for step in range(first_step + 1, run.total_steps + 1):
             asked = time.perf_counter()
@@ -139,7 +144,7 @@ def _hooks(run: Run, journal: Journal) -> list[Hook]:
         hooks.StopEarly(journal, train.patience, train.min_improvement),
         hooks.EndEpoch(journal, step_tokens),
         hooks.Finish(journal, all_of),
-        hooks.SaveCheckpoint(journal),
+        hooks.SaveCheckpoint(journal, functools.partial(_as_saved, run)),
         hooks.StopOnSignal(journal),
         numbers.restart_clock,
     ]
@@ -172,22 +177,39 @@ def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) ->
     if config.init_from and config.growth.old_rate != 1:
         optimizer = optax.chain(optimizer, slower_old_part(config))
     model = mmrec(config.model) if model is None else model
-    return Run(config, path, dataset, batches, total_steps, schedule, optimizer, model, source)
+    mesh = make_mesh(config, jax.devices())
+    return Run(
+        config, path, mesh, dataset, batches, total_steps, schedule, optimizer, model, source
+    )
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
     """The state and progress to start from, and whether the run is new."""
-    config = run.config
-    if run.source is not None:
-        state = grown_state(run.source, config, run.dataset.tokenizer, run.optimizer)
+    config, seed = run.config, run.config.train.seed
+
+    def fresh():
+        return init_train_state(config, run.optimizer, jax.random.key(seed), model=run.model)
+
+    abstract = placed(jax.eval_shape(fresh), run.mesh)
+    restored = checkpoints.restore_newest(abstract, warn=print)
+    if restored is not None:
+        state, progress = restored[0], Progress.from_dict(restored[1])
+    elif run.source is None:
+        state, progress = jax.jit(fresh, out_shardings=shardings(abstract))(), Progress()
     else:
-        key = jax.random.key(config.train.seed)
-        state = init_train_state(config, run.optimizer, key, model=run.model)
-    restored = checkpoints.restore_newest(state, warn=print)
-    if restored is None:
-        return state, Progress(), True
-    state, progress = restored
-    return state, Progress.from_dict(progress), False
+        tokenizer = run.dataset.tokenizer
+        state = grown_state(run.source, config, tokenizer, run.optimizer, run.mesh)
+        progress = Progress()
+    if run.model.stacks_layers:
+        stacked = placed(jax.eval_shape(stack_layers, abstract), run.mesh)
+        state = jax.device_put(stack_layers(state), shardings(stacked))
+    return state, progress, restored is None
+
+
+def _as_saved(run: Run, state: TrainState) -> TrainState:
+    """A state as checkpoints have it: a block of parameters for each layer."""
+    layers = run.config.model.num_layers
+    return unstack_layers(state, layers) if run.model.stacks_layers else state
 
 
 def _evaluate_start(run: Run, state: TrainState, journal: Journal) -> None:
@@ -195,10 +217,10 @@ def _evaluate_start(run: Run, state: TrainState, journal: Journal) -> None:
 
     From here on, the source is needed only if growth.old_rate is not 1.
     """
-    start = compare(run.source, run.config, state.params, run.dataset)
+    start = compare(run.source, run.config, state.params, run.dataset, run.mesh)
     moment = Moment(0, state, Due(checkpoint=True), evaluation=start)
     hooks.KeepBest(journal)(moment)
-    hooks.SaveCheckpoint(journal)(moment)
+    hooks.SaveCheckpoint(journal, functools.partial(_as_saved, run))(moment)
 
 
 def _introduce(run: Run, state: TrainState) -> None:
@@ -206,7 +228,7 @@ def _introduce(run: Run, state: TrainState) -> None:
     epoch_tokens = train.step_tokens * run.batches.steps_per_epoch
     epochs = run.total_steps / run.batches.steps_per_epoch
     print(
-        f"{config.name}: {_count(state.params):,} parameters on {jax.devices()[0].device_kind} "
+        f"{config.name}: {_count(state.params):,} parameters on {_devices(run.mesh)} "
         f"(jax {jax.__version__})"
     )
     print(
@@ -216,6 +238,15 @@ def _introduce(run: Run, state: TrainState) -> None:
     )
     where = f"resuming from step {first_step} of" if first_step else "training in"
     print(f"{where} {run.path}", flush=True)
+
+
+def _devices(mesh: Mesh) -> str:
+    """The devices of a mesh in words, and how many are left over."""
+    kind, there_are = mesh.devices.flat[0].device_kind, len(jax.devices())
+    if there_are == 1:
+        return kind
+    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return f"{mesh.size} of {there_are} {kind} devices ({sizes})"
 
 
 def _count(params: Params) -> int:

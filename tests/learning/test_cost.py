@@ -10,11 +10,16 @@ from flax import nnx
 
 from configs import base, large, medium, mini, mmrec_7b, small, tiny
 from mmrec_jax.config import from_mapping
-from mmrec_jax.data.batches import Batch
 from mmrec_jax.errors import UserError
-from mmrec_jax.learning.cost import count_flops, count_memory, count_parameters
-from mmrec_jax.learning.optimizer import make_optimizer
-from mmrec_jax.learning.step import init_train_state, make_train_step
+from mmrec_jax.learning.compiled import compile_step
+from mmrec_jax.learning.cost import (
+    count_flops,
+    count_memory,
+    count_parameters,
+    divide_parameters,
+)
+from mmrec_jax.learning.sharding import make_mesh, placed
+from mmrec_jax.learning.step import abstract_batch
 from mmrec_jax.model.params import init_params, model_graph, param_shapes
 from mmrec_jax.report.plan import print_plan
 from small_runs import ROOT, config, run
@@ -89,14 +94,10 @@ def test_memory_is_what_the_compiler_allocates():
         train__batch_size=8,
         train__accumulate_steps=2,
     )
-    optimizer = make_optimizer(cfg.train, optax.constant_schedule(0.0))
-    state = jax.eval_shape(lambda: init_train_state(cfg, optimizer, jax.random.key(0)))
-    tokens = jax.ShapeDtypeStruct((8, 256), jnp.int32)
-    weights = jax.ShapeDtypeStruct((8, 256), jnp.float32)
-    batch = Batch(tokens, tokens, tokens, weights, jax.ShapeDtypeStruct((8,), bool))
-    compiled = make_train_step(cfg, optimizer).lower(state, batch).compile().memory_analysis()
+    compiled = compile_step(cfg, make_mesh(cfg, jax.devices())).memory_analysis()
     memory = count_memory(cfg)
     of_state = memory.parameters + memory.optimizer
+    batch = abstract_batch(8, 256)
     inputs = sum(x.size * x.dtype.itemsize for x in batch)
     assert compiled.argument_size_in_bytes == pytest.approx(of_state + inputs, rel=0.01)
     assert compiled.temp_size_in_bytes == pytest.approx(memory.activations, rel=0.25)
@@ -132,12 +133,23 @@ def test_the_largest_model_is_planned_without_being_initialized(tmp_path):
 
 
 def test_memory_is_divided_among_devices(capsys):
-    cfg = config(train__batch_size=8, train__num_tokens=1_000)
+    cfg = config(train__batch_size=8, train__num_tokens=1_000, mesh__data=-1)
     print_plan(cfg, devices=4, tokens=0, flops_per_second=0)
     printed = capsys.readouterr().out
     assert "1,024 tokens" in printed  # complete steps
     line = next(line for line in printed.splitlines() if "activations" in line)
     total, of_one = (float(x) for x in line.split()[1:])
     assert of_one == pytest.approx(total / 4, abs=0.001)
-    with pytest.raises(UserError, match=r"train.batch_size 8 is not divisible by --devices=3"):
-        print_plan(cfg, devices=3, tokens=0, flops_per_second=0)
+    with pytest.raises(UserError, match=r"mesh.data 3 x mesh.fsdp 1 does not fit"):
+        print_plan(config(train__batch_size=8, mesh__data=3), 4, tokens=0, flops_per_second=0)
+
+
+def test_parameters_are_divided_as_the_plan_says():
+    cfg = config(train__batch_size=8, model__dim=64, mesh__fsdp=4)
+    mesh = make_mesh(cfg, jax.devices())
+    params = placed(param_shapes(cfg.model), mesh)
+    on_one = [math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in jax.tree.leaves(params)]
+    planned = divide_parameters(cfg.model, mesh.abstract_mesh)
+    assert sum(division.bytes for division in planned) == sum(on_one)
+    assert count_memory(cfg, mesh.abstract_mesh).parameters == sum(on_one)
+    assert {division.axis for division in planned} == {None, 0, 1}

@@ -11,6 +11,7 @@ from configs import tiny
 from mmrec_jax.config import from_mapping
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.model.params import param_shapes, stack_layers, unstack_layers
 from small_runs import config
 
 TINY = from_mapping(tiny.get_config()).train
@@ -205,3 +206,21 @@ def test_rates_are_those_of_the_base_width(optimizer):
     np.testing.assert_allclose(ratio["W_o"]["kernel"], of_maps, rtol=1e-5)
     np.testing.assert_allclose(ratio["W_o"]["bias"], 1, rtol=1e-5)
     np.testing.assert_allclose(ratio["W_fused"]["kernel"], np.tile(of_fused, (D, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stacked_layers_are_updated_like_single_ones(optimizer):
+    rng, layers = np.random.default_rng(0), 3
+    cfg = config(model__num_layers=layers, train__optimizer=optimizer, train__base_dim=8)
+    random = [
+        jax.tree.map(lambda x: np.float32(rng.standard_normal(x.shape)), param_shapes(cfg.model))
+        for _ in range(3)
+    ]
+    expected = updates_of(cfg.train, *random)
+    stacked = updates_of(cfg.train, *map(stack_layers, random))
+    for update, other in zip(expected, stacked, strict=True):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
+            update,
+            unstack_layers(other, layers),
+        )

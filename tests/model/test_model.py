@@ -12,6 +12,7 @@ from flax import nnx
 import oracle
 import small_runs
 from helpers import (
+    LAYERS,
     documents_with_starts,
     forward,
     gradient,
@@ -28,6 +29,7 @@ from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.lm import MMRec
 from mmrec_jax.model.memory import Segments
+from mmrec_jax.model.params import stack_layers, unstack_layers
 from mmrec_jax.model.saliency import saliency_loss
 
 BATCH, TIME = 2, 40
@@ -420,15 +422,43 @@ def test_bfloat16_is_close_to_float32_and_keeps_a_float32_state():
     assert 1e-4 < error < 0.03
 
 
+def check_equal(actual, expected):
+    for (path, x), y in zip(
+        jax.tree.leaves_with_path(expected), jax.tree.leaves(actual), strict=True
+    ):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
 def test_remat_gives_the_same_gradients():
     changes = {"num_layers": 1, "dropout": 0.2, "saliency_weight": 0.0, "use_uboo": False}
     params, tokens = random_params(small_config(**changes)), random_tokens(BATCH, TIME)
     plain = training_gradient(params, tokens, one_document(), **changes)
-    recomputed = training_gradient(params, tokens, one_document(), remat=True, **changes)
-    for (path, x), y in zip(
-        jax.tree.leaves_with_path(plain), jax.tree.leaves(recomputed), strict=True
-    ):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+    check_equal(training_gradient(params, tokens, one_document(), remat=True, **changes), plain)
+
+
+def test_stacked_layers_compute_the_same():
+    config = small_config(dropout=0.2)
+    params = random_params(config)
+    tokens, documents = map(jnp.asarray, (random_tokens(BATCH, TIME), one_document()))
+    state = forward(config)(params, tokens, documents).state
+
+    @jax.jit
+    def read(params):
+        def loss(params):
+            key = jax.random.key(0)
+            output = mmrec(config).apply(params, tokens, documents, state, key)
+            return output.logits.std() + output.aux.saliency + output.aux.uboo, output
+
+        gradient, output = jax.grad(loss, has_aux=True)(params)
+        return output, gradient
+
+    output, gradient = read(stack_layers(params))
+    check_equal((output, unstack_layers(gradient, LAYERS)), read(params))
+
+
+def test_layers_are_scanned_from_eight_on():
+    assert [small_config(num_layers=n).is_scanned for n in (7, 8)] == [False, True]
+    assert not small_config(num_layers=8, scan_layers="never").is_scanned
 
 
 def test_dropout_follows_its_key_and_is_off_without_one():

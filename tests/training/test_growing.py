@@ -16,6 +16,7 @@ from mmrec_jax.config import Config
 from mmrec_jax.data.tokenizers import CharTokenizer, SubwordTokenizer
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.optimizer import make_optimizer
+from mmrec_jax.learning.sharding import make_mesh
 from mmrec_jax.learning.step import init_train_state
 from mmrec_jax.model.growth import is_old
 from mmrec_jax.report.evaluation import evaluate_run
@@ -95,6 +96,11 @@ def test_a_grown_run_no_longer_needs_its_source(source, grown, tmp_path):
         moved.rename(source)
 
 
+def grow_from(run, cfg, optimizer):
+    source = open_source(cfg, run.tokenizer)
+    return grown_state(source, cfg, run.tokenizer, optimizer, make_mesh(cfg, jax.devices()))
+
+
 def adam_state(run, step):
     optimizer = make_optimizer(run.config.train, lambda _: 0.0)
     like = jax.eval_shape(lambda: init_train_state(run.config, optimizer, jax.random.key(0)))
@@ -107,7 +113,7 @@ def test_moments_are_fresh_or_grown_from_those_of_the_source(source):
         cfg = grown_config(source, growth__moments=moments, growth__placement="spread")
         opened = open_run(source)
         optimizer = make_optimizer(cfg.train, lambda _: 0.0)
-        state = grown_state(open_source(cfg, opened.tokenizer), cfg, opened.tokenizer, optimizer)
+        state = grow_from(opened, cfg, optimizer)
         states[moments] = state.opt_state[1][0]
     of_source = adam_state(opened, opened.checkpoints.resolve("best"))
     old = is_old(opened.config.model, cfg.model, "spread")
@@ -130,7 +136,7 @@ def test_moments_grow_from_a_run_that_was_grown_with_two_rates(source, tmp_path)
     opened = open_run(tmp_path / "run")
     cfg = grown_config(tmp_path / "run", growth__moments="grown", model__num_layers=3)
     optimizer = make_optimizer(cfg.train, lambda _: 0.0)
-    state = grown_state(open_source(cfg, opened.tokenizer), cfg, opened.tokenizer, optimizer)
+    state = grow_from(opened, cfg, optimizer)
     assert int(state.opt_state[1][0].count) == 12
     assert any(np.asarray(x).any() for x in jax.tree.leaves(state.opt_state[1][0].mu))
 

@@ -195,7 +195,10 @@ def test_an_epoch_ends_with_a_row_and_fresh_statistics(journal, tmp_path):
 
 
 def test_checkpoints_are_saved_when_they_are_due_and_after_the_metrics(journal):
-    finish, save = hooks.Finish(journal, all_of="epochs"), hooks.SaveCheckpoint(journal)
+    finish, save = (
+        hooks.Finish(journal, all_of="epochs"),
+        hooks.SaveCheckpoint(journal, lambda state: state),
+    )
     moments = [
         Moment(1, STATE, Due()),
         Moment(2, STATE, Due(checkpoint=True)),

@@ -1,0 +1,112 @@
+"""Which device has which part of the training state.
+
+Devices form a mesh of `mesh.data` x `mesh.fsdp`. Batches and carried memory are divided over all of
+them; parameters and what the optimizer keeps of them over `fsdp` alone. One device is the mesh
+1 x 1.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmrec_jax.config import Config
+from mmrec_jax.errors import UserError
+from mmrec_jax.model.layout import BATCH, DATA, EVERYWHERE, FSDP
+
+SMALL = 2**14  # arrays with fewer elements are on every device: to gather them costs more
+
+
+def make_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of a run on some of these devices.
+
+    Raises:
+        UserError: there are too few devices, or they cannot divide a micro-batch evenly.
+    """
+    shape = mesh_shape(config, len(devices))
+    axis_types = (AxisType.Auto,) * 2
+    return jax.make_mesh(
+        shape, (DATA, FSDP), axis_types=axis_types, devices=devices[: math.prod(shape)]
+    )
+
+
+def mesh_shape(config: Config, num_devices: int) -> tuple[int, int]:
+    """The sizes of `data` and `fsdp`.
+
+    A size of -1 stands for the largest with which the devices divide a micro-batch evenly.
+
+    Raises:
+        UserError: there are too few devices, or they cannot divide a micro-batch evenly.
+    """
+    train = config.train
+    rows = train.batch_size // train.accumulate_steps
+    sizes = [size for size in range(1, min(rows, num_devices) + 1) if rows % size == 0]
+    possible = [
+        (data, fsdp)
+        for data, fsdp in itertools.product(sizes, sizes)
+        if data * fsdp <= num_devices and rows % (data * fsdp) == 0
+    ]
+    wanted = config.mesh.data, config.mesh.fsdp
+
+    def distance(shape):
+        return sum(abs(x - want) for x, want in zip(shape, wanted, strict=True) if want != -1)
+
+    # Of those with the fixed sizes, or else near them, the one with the most devices.
+    nearest = min(possible, key=lambda shape: (distance(shape), -math.prod(shape)))
+    if distance(nearest) == 0:
+        return nearest
+    data, fsdp = wanted
+    of = f"train.batch_size {train.batch_size}"
+    if train.accumulate_steps > 1:
+        of += f" / train.accumulate_steps {train.accumulate_steps}"
+    raise UserError(
+        f"mesh.data {data} x mesh.fsdp {fsdp} does not fit: there are {num_devices} devices, and "
+        f"they have to divide the {rows} sequences of {of}; the nearest that fits is "
+        f"--config.mesh.data={nearest[0]} --config.mesh.fsdp={nearest[1]}"
+    )
+
+
+def partition(
+    path: Sequence[Any], shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """How an array of the training state is divided.
+
+    Args:
+        path: its place in `TrainState`.
+        shape, mesh: of the array and of the devices.
+
+    Returns:
+        Carried memory, [groups, batch, ...], is divided by sequence. Of everything else, the
+        largest axis that `fsdp` divides evenly; small arrays are not divided.
+    """
+    if jax.tree_util.keystr(path[:1], simple=True) == "memory":
+        return PartitionSpec(None, *BATCH)
+    fsdp = mesh.shape[FSDP]
+    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or math.prod(shape) < SMALL or not divisible:
+        return EVERYWHERE
+    longest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*(FSDP if axis == longest else None for axis in range(len(shape))))
+
+
+def placed(abstract: Any, mesh: Mesh) -> Any:
+    """The shapes and dtypes of a training state, or of parameters, with their shardings."""
+
+    def place(path, x):
+        sharding = NamedSharding(mesh, partition(path, x.shape, mesh))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def shardings(abstract: Any) -> Any:
+    """The shardings of arrays, abstract or not."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How arrays [batch, ...] are divided."""
+    return NamedSharding(mesh, BATCH)

@@ -1,0 +1,175 @@
+"""Training on several devices gives what one device gives, and continues on any others."""
+
+import dataclasses
+import itertools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mmrec_jax.learning import sharding
+from mmrec_jax.learning.compiled import collectives, compile_step
+from mmrec_jax.learning.sharding import make_mesh
+from mmrec_jax.runs.metrics import read_metrics
+from mmrec_jax.training.loop import train
+from small_runs import config, final_params
+
+MESHES = [(1, 1), (2, 4)]
+OTHER_MESHES = [(2, 1), (1, 4)]
+STEPS, RESUMED_AT = 6, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def everything_is_large():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "SMALL", 64)
+        yield
+
+
+def small(data, fsdp, **changes):
+    """Everything that could depend on the devices: random masks, carried memory, micro-batches."""
+    plain = {
+        "train__batch_size": 16,
+        "train__accumulate_steps": 2,
+        "train__carry_memory": True,
+        "train__carry_windows": 2,
+        "train__num_steps": STEPS,
+        "train__warmup_steps": 2,
+        "train__token_noise": 0.1,
+        "train__checkpoint_every": RESUMED_AT,
+        "train__keep_checkpoints": 9,
+        "data__sample_chars": 4000,
+    }
+    cfg = config(**{**plain, **changes})
+    return dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, data=data, fsdp=fsdp))
+
+
+def losses(path):
+    return [line["loss"] for line in read_metrics(path, "train")]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder, paths = tmp_path_factory.mktemp("meshes"), {}
+    for mesh in MESHES:
+        paths[mesh] = folder / "{}_{}".format(*mesh)
+        train(small(*mesh), paths[mesh])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def other_runs(runs, tmp_path_factory):
+    """On more meshes."""
+    folder, paths = tmp_path_factory.mktemp("other_meshes"), dict(runs)
+    for mesh in OTHER_MESHES:
+        paths[mesh] = folder / "{}_{}".format(*mesh)
+        train(small(*mesh), paths[mesh])
+    return paths
+
+
+def check_losses(path, other):
+    np.testing.assert_allclose(losses(path), losses(other), rtol=1e-5)
+    validation = [read_metrics(of, "evaluation")[-1]["loss"] for of in (path, other)]
+    np.testing.assert_allclose(*validation, rtol=1e-5)
+
+
+def test_the_losses_do_not_depend_on_the_devices(runs):
+    check_losses(runs[2, 4], runs[1, 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", OTHER_MESHES)
+def test_the_losses_do_not_depend_on_any_mesh(other_runs, mesh):
+    check_losses(other_runs[mesh], other_runs[1, 1])
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 1), (2, 4)), ((2, 4), (1, 1))])
+def test_a_run_continues_on_other_devices(runs, tmp_path, before, after):
+    check_continued(runs, tmp_path, before, after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"), list(itertools.permutations([*MESHES, *OTHER_MESHES], 2))
+)
+def test_a_run_continues_on_any_mesh(other_runs, tmp_path, before, after):
+    check_continued(other_runs, tmp_path, before, after)
+
+
+def check_continued(runs, tmp_path, before, after):
+    path = tmp_path / "moved"
+    shutil.copytree(runs[before], path)
+    for checkpoint in (path / "checkpoints").glob("[0-9]*"):
+        if int(checkpoint.name) > RESUMED_AT:
+            shutil.rmtree(checkpoint)
+    train(small(*after), path)
+    np.testing.assert_allclose(losses(path), losses(runs[before]), rtol=1e-5)
+
+
+def test_a_run_continues_on_the_same_devices_bit_for_bit(runs, tmp_path):
+    path = tmp_path / "again"
+    train(small(2, 4, train__num_steps=STEPS), path)
+    assert losses(path) == losses(runs[2, 4])
+    for x, y in zip(final_params(path), final_params(runs[2, 4]), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+def test_a_run_with_stacked_layers_is_saved_and_grows_like_any_other(runs, tmp_path):
+    deep = {"model__num_layers": 2, "train__accumulate_steps": 1, "train__optimizer": "muon"}
+    paths = {how: tmp_path / how for how in ("never", "always")}
+    for how, path in paths.items():
+        cfg = small(1, 2, model__scan_layers=how, **deep)
+        grown = dataclasses.replace(cfg.growth, old_rate=0.5, placement="spread", warmup_steps=2)
+        train(dataclasses.replace(cfg, init_from=str(runs[1, 1]), growth=grown), path)
+    np.testing.assert_allclose(losses(paths["always"]), losses(paths["never"]), rtol=1e-5)
+    for x, y in zip(*map(final_params, paths.values()), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_growth_does_not_depend_on_the_devices(runs, tmp_path, capsys):
+    starts = {}
+    for mesh in ((1, 1), (2, 4)):
+        larger = small(*mesh, model__dim=32, model__num_layers=2, train__num_steps=2)
+        growth = dataclasses.replace(larger.growth, warmup_steps=1, old_rate=0.5)
+        larger = dataclasses.replace(larger, init_from=str(runs[2, 4]), growth=growth)
+        train(larger, tmp_path / f"{mesh}")
+        starts[mesh] = [line["loss"] for line in read_metrics(tmp_path / f"{mesh}", "evaluation")]
+    np.testing.assert_allclose(starts[2, 4], starts[1, 1], rtol=1e-5)
+    of_source = read_metrics(runs[2, 4], "evaluation")[-1]["loss"]
+    np.testing.assert_allclose(starts[2, 4][0], of_source, rtol=1e-5)
+
+
+# --- what devices send each other ---
+
+
+@pytest.mark.parametrize("scan_layers", ["always", "never"])
+def test_devices_do_not_wait_for_each_other_inside_a_sequence(scan_layers):
+    cfg = small(
+        2, 2, model__scan_layers=scan_layers, model__num_layers=2, train__accumulate_steps=1
+    )
+    compiled = compile_step(cfg, make_mesh(cfg, jax.devices()))
+    found = collectives(compiled.as_text())
+    assert {collective.loop for collective in found} == {None}
+    # Weights are gathered for the forward pass of each layer and again for its backward pass.
+    kernels = 11 * cfg.model.num_layers
+    gathers = sum(x.times for x in found if x.kind == "all-gather")
+    assert gathers >= 2 * kernels
+
+
+def test_a_collective_in_a_loop_over_time_is_found():
+    mesh = make_mesh(small(1, 4), jax.devices())
+    weights = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+    h = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=NamedSharding(mesh, P()))
+
+    @jax.jit
+    def recurrence(h, weights):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ weights), None), h, length=17)[0]
+
+    found = collectives(recurrence.lower(h, weights).compile().as_text())
+    assert any(collective.loop and collective.times == 17 for collective in found)
