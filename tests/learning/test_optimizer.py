@@ -66,9 +66,9 @@ def test_a_warm_up_as_long_as_the_training_is_refused(warmup_steps):
 def updates_of(train, params, *gradients, rate=0.1):
     """The updates for several gradients, one after another."""
     optimizer = make_optimizer(train, rate if callable(rate) else lambda _: rate)
-    state, updates = optimizer.init(params), []
+    state, step, updates = optimizer.init(params), jax.jit(optimizer.update), []
     for gradient in gradients:
-        update, state = optimizer.update(gradient, state, params)
+        update, state = step(gradient, state, params)
         updates.append(update)
     return updates
 

@@ -148,7 +148,7 @@ def test_growth_does_not_depend_on_the_devices(runs, tmp_path, capsys):
 # --- what devices send each other ---
 
 
-@pytest.mark.parametrize("scan_layers", ["always", "never"])
+@pytest.mark.parametrize("scan_layers", ["always", pytest.param("never", marks=pytest.mark.slow)])
 def test_devices_do_not_wait_for_each_other_inside_a_sequence(scan_layers):
     cfg = small(
         2, 2, model__scan_layers=scan_layers, model__num_layers=2, train__accumulate_steps=1
