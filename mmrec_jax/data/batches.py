@@ -1,7 +1,7 @@
 """Batches of tokens. A batch is a function of the step number, which is all that resuming needs."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import jax
@@ -13,7 +13,7 @@ from mmrec_jax.data.dataset import ArrayTokens, Split, recall_texts
 from mmrec_jax.data.encoding import blocks
 from mmrec_jax.data.mixture import MixtureWindows
 from mmrec_jax.data.tokenizers import Tokenizer, document_tokens
-from mmrec_jax.data.windows import ALONE, Batch, Host, shuffled, windows
+from mmrec_jax.data.windows import Batch, shuffled, windows
 from mmrec_jax.errors import UserError
 
 PREFETCH = 8  # batches prepared ahead of time
@@ -40,18 +40,19 @@ class TrainingWindows:
         seed: int,
         stretch: int | None = None,
         groups: int = 1,
-        host: Host = ALONE,
+        rows: Sequence[int] | None = None,
     ):
         """`stretch`: windows that a lane reads in order, with carried memory.
 
         0: one stretch per epoch, as long as possible. None: memory is not carried. `groups` of
-        lanes take turns: a batch has the lanes of one.
+        lanes take turns: a batch has the lanes of one. `rows`: those of each batch that this
+        process reads; None: all.
 
         Raises:
             UserError: there are more lanes than windows.
         """
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
-        self._rows, self._groups = host.rows(batch_size), groups
+        self._rows, self._groups = range(batch_size) if rows is None else rows, groups
         count = max(split.num_tokens - 1, 0) // seq_len
         self._lanes = batch_size * groups
         longest = count // self._lanes
@@ -67,7 +68,7 @@ class TrainingWindows:
         self.steps_per_epoch = self._turns * groups
 
     def __getitem__(self, step: int) -> Batch:
-        """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
+        """This process's rows of the batch of a step; steps are counted from 0 across epochs."""
         epoch, index = divmod(step, self.steps_per_epoch)
         index, group = divmod(index, self._groups)
         order = shuffled(self._num_stretches, self._seed, epoch)
@@ -87,13 +88,14 @@ class TrainingWindows:
 class RecallTexts:
     """Training batches of recall texts, newly generated in every step."""
 
-    def __init__(self, config: Config, host: Host = ALONE):
+    def __init__(self, config: Config, rows: Sequence[int] | None = None):
+        """`rows`: those of each batch that this process reads; None: all."""
         self._config = config
-        self._rows = host.rows(config.train.batch_size)
+        self._rows = range(config.train.batch_size) if rows is None else rows
         self.steps_per_epoch = config.data.recall_steps
 
     def __getitem__(self, step: int) -> Batch:
-        """This host's rows of the batch of a step."""
+        """This process's rows of the batch of a step."""
         train = self._config.train
         rng = np.random.default_rng((self._config.data.sample_seed, 0, train.seed, step))
         split = recall_texts(self._config, rng, train.batch_size)
@@ -104,22 +106,24 @@ class RecallTexts:
 Batches = TrainingWindows | MixtureWindows | RecallTexts
 
 
-def training_batches(split: Split, config: Config, host: Host = ALONE) -> Batches:
+def training_batches(split: Split, config: Config, rows: Sequence[int] | None = None) -> Batches:
     """Recall texts, stretches of windows if memory is carried, or else shuffled windows.
+
+    `rows`: those of each batch that this process reads; None: all.
 
     Raises:
         UserError: a corpus of a mixture is too small.
     """
     train = config.train
     if config.data.source == "recall":
-        return RecallTexts(config, host)
+        return RecallTexts(config, rows)
     stretch = train.carry_windows if train.carry_memory else None
     groups = train.carry_groups if train.carry_memory else 1
     shape = train.batch_size, train.seq_len, train.seed
     if config.data.mixture:
         weights = [weight for weight, _ in config.data.components]
-        return MixtureWindows(split, weights, *shape, stretch or 1, groups, host)
-    return TrainingWindows(split, *shape, stretch, groups, host)
+        return MixtureWindows(split, weights, *shape, stretch or 1, groups, rows)
+    return TrainingWindows(split, *shape, stretch, groups, rows)
 
 
 def prefetched(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmrec_jax.data.dataset import Split
-from mmrec_jax.data.windows import ALONE, Batch, Host, shuffled, windows
+from mmrec_jax.data.windows import Batch, shuffled, windows
 from mmrec_jax.errors import UserError
 
 _ONE = 2**32  # weights are integer multiples of 1 / _ONE, so that the arithmetic is exact
@@ -56,17 +56,19 @@ class MixtureWindows:
         seed: int,
         stretch: int = 1,
         groups: int = 1,
-        host: Host = ALONE,
+        rows: Sequence[int] | None = None,
     ):
         """`split`: the corpora in order; `weights`: their shares; `stretch`: windows in a row.
 
-        `groups` of lanes take turns: a batch has the lanes of one.
+        `groups` of lanes take turns: a batch has the lanes of one. `rows`: those of each batch that
+        this process reads; None: all.
 
         Raises:
             UserError: a corpus has less than one stretch.
         """
         self._split, self._batch_size, self._seq_len, self._seed = split, batch_size, seq_len, seed
-        self._stretch, self._groups, self._rows = stretch, groups, host.rows(batch_size)
+        self._stretch, self._groups = stretch, groups
+        self._rows = range(batch_size) if rows is None else rows
         self._lanes = batch_size * groups
         tokens = split.part_tokens[: len(weights)]
         self._first = [0, *itertools.accumulate(tokens)]  # token of each corpus
@@ -82,7 +84,7 @@ class MixtureWindows:
         self.steps_per_epoch = max(sum(self._stretches) // batch_size, 1) * stretch
 
     def __getitem__(self, step: int) -> Batch:
-        """This host's rows of the batch of a step; steps are counted from 0 across epochs."""
+        """This process's rows of the batch of a step; steps are counted from 0 across epochs."""
         own_turn, group = divmod(step, self._groups)
         starts, fresh = [], []
         for row in self._rows:

@@ -1,4 +1,4 @@
-"""Windows of a split as a batch, the share of it that each host reads, and random orders."""
+"""Windows of a split as a batch, and random orders."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,6 @@ import grain
 import numpy as np
 
 from mmrec_jax.data.dataset import Split
-from mmrec_jax.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -21,29 +20,6 @@ class Batch(NamedTuple):
     targets: np.ndarray  # int32, the next tokens
     weights: np.ndarray  # float32: 1 where the target is to be predicted, else 0
     fresh: np.ndarray  # bool: false where the sequence continues that of the previous batch
-
-
-class Host(NamedTuple):
-    """The share of each batch that this process reads."""
-
-    index: int = 0
-    count: int = 1
-
-    def rows(self, batch_size: int) -> range:
-        """The rows of a batch that this host reads.
-
-        Raises:
-            UserError: the batch cannot be divided evenly among the hosts.
-        """
-        if batch_size % self.count:
-            raise UserError(
-                f"train.batch_size {batch_size} is not divisible by the {self.count} hosts"
-            )
-        share = batch_size // self.count
-        return range(self.index * share, (self.index + 1) * share)
-
-
-ALONE = Host()
 
 
 def shuffled(count: int, *seeds: int) -> grain.MapDataset:

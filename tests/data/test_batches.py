@@ -1,4 +1,4 @@
-"""Batches: every token once and in the right order, for any step, host and split."""
+"""Batches: every token once and in the right order, for any step, process and split."""
 
 import itertools
 
@@ -12,8 +12,6 @@ from configs import tiny
 from helpers import numbered
 from mmrec_jax.config import from_mapping
 from mmrec_jax.data.batches import (
-    ALONE,
-    Host,
     RecallTexts,
     TrainingWindows,
     every_window,
@@ -148,9 +146,9 @@ def corpus(tmp_path_factory):
     return values, np.array(tokens), text[total:]
 
 
-def steps_of(values, order, epochs=1, first=0, host=ALONE):
+def steps_of(values, order, epochs=1, first=0, rows=None):
     cfg = config(**values, **KNOBS, **ORDERS[order])
-    batches = training_batches(load_dataset(cfg).train, cfg, host)
+    batches = training_batches(load_dataset(cfg).train, cfg, rows)
     assert batches.steps_per_epoch == STEPS
     return list(prefetched(batches, first, epochs * STEPS))
 
@@ -185,11 +183,16 @@ def test_every_token_of_a_held_out_split_is_evaluated_once(corpus):
         assert split.num_bytes == len(text.encode())
 
 
-# --- hosts ---
+# --- processes ---
+
+
+def share(index, count):
+    """The rows that one of several processes reads."""
+    return range(index * ROWS // count, (index + 1) * ROWS // count)
 
 
 def global_batches(parts):
-    """The batches of several hosts, combined."""
+    """The batches of several processes, combined."""
     return [
         jax.tree.map(lambda *x: np.concatenate(x), *same_step)
         for same_step in zip(*parts, strict=True)
@@ -197,21 +200,21 @@ def global_batches(parts):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_several_hosts_together_read_the_batch_of_one(corpus, order):
+def test_several_processes_together_read_the_batch_of_one(corpus, order):
     values, _, _ = corpus
     alone = steps_of(values, order, epochs=2)
-    first = 5  # resumed here, with another number of hosts
+    first = 5  # resumed here, with another number of processes
     for count in (2, 4):
-        parts = [steps_of(values, order, 2, host=Host(i, count)) for i in range(count)]
+        parts = [steps_of(values, order, 2, rows=share(i, count)) for i in range(count)]
         assert {len(part[0].tokens) for part in parts} == {ROWS // count}
         for one, other in zip(alone, global_batches(parts), strict=True):
             jax.tree.map(np.testing.assert_array_equal, one, other)
-        resumed = [steps_of(values, order, 2, first, Host(i, count)) for i in range(count)]
+        resumed = [steps_of(values, order, 2, first, share(i, count)) for i in range(count)]
         for one, other in zip(alone[first:], global_batches(resumed), strict=True):
             jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_hosts_share_texts_generated_on_the_fly():
+def test_processes_share_texts_generated_on_the_fly():
     cfg = config(
         data__source="recall",
         data__tokenizer="word",
@@ -220,13 +223,8 @@ def test_hosts_share_texts_generated_on_the_fly():
         train__batch_size=ROWS,
     )
     whole = RecallTexts(cfg)[7]
-    parts = [[RecallTexts(cfg, Host(i, 4))[7]] for i in range(4)]
+    parts = [[RecallTexts(cfg, share(i, 4))[7]] for i in range(4)]
     jax.tree.map(np.testing.assert_array_equal, whole, global_batches(parts)[0])
-
-
-def test_a_batch_that_hosts_cannot_share_is_refused():
-    with pytest.raises(UserError, match="batch_size 4 is not divisible by the 3 hosts"):
-        TrainingWindows(numbered(1000), ROWS, SEQ_LEN, seed=0, host=Host(0, 3))
 
 
 def test_a_split_with_nothing_to_predict_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import numbered
-from mmrec_jax.data.batches import ALONE, Host, every_window, prefetched, training_batches
+from mmrec_jax.data.batches import every_window, prefetched, training_batches
 from mmrec_jax.data.dataset import load_dataset
 from mmrec_jax.data.mixture import MixtureWindows, Shares
 from mmrec_jax.errors import UserError
@@ -39,11 +39,11 @@ def test_a_slot_is_of_each_corpus_with_the_probability_of_its_weight():
     np.testing.assert_allclose(np.bincount(drawn) / 4000, WEIGHTS, atol=0.03)
 
 
-def mixture(stretch=1, host=ALONE, batch_size=4, weights=WEIGHTS, seed=3):
+def mixture(stretch=1, rows=None, batch_size=4, weights=WEIGHTS, seed=3):
     """Corpora of 9, 20 and 6 windows of 5 tokens, in which a token is its own position."""
     tokens = [9 * 5 + 3, 20 * 5 + 1, 6 * 5 + 4]
     split = numbered(*tokens)._replace(part_tokens=(*tokens, 0))  # a part without training text
-    return MixtureWindows(split, weights, batch_size, 5, seed, stretch, host=host)
+    return MixtureWindows(split, weights, batch_size, 5, seed, stretch, rows=rows)
 
 
 def test_each_corpus_is_read_completely_before_it_is_read_again():
@@ -79,10 +79,10 @@ def test_a_lane_reads_a_stretch_of_one_corpus_in_order():
 
 
 @pytest.mark.parametrize("stretch", [1, 2])
-def test_any_step_on_any_number_of_hosts_is_that_of_one_host(stretch):
+def test_any_step_in_any_number_of_processes_is_that_of_one(stretch):
     alone = [mixture(stretch)[step] for step in range(30)]
     for step in reversed(range(30)):
-        parts = [mixture(stretch, Host(i, 2))[step] for i in range(2)]
+        parts = [mixture(stretch, range(2 * i, 2 * i + 2))[step] for i in range(2)]
         whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         jax.tree.map(np.testing.assert_array_equal, whole, alone[step])
     other = mixture(stretch, seed=4)
