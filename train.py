@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mmrec_jax.commands import cli
+from mmrec_jax.commands import cli, processes
 from mmrec_jax.commands.config_help import text
 from mmrec_jax.errors import UserError
 
@@ -23,6 +23,14 @@ _HELP_CONFIG = flags.DEFINE_bool(
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run will cost, and exit.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "With --dry_run: number of devices there will be.")
 _TOKENS = flags.DEFINE_float("tokens", 0, "With --dry_run: tokens to train on, e.g. 1e9.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, if several processes train one model."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of these processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
+_CONNECT_TIMEOUT = flags.DEFINE_integer(
+    "connect_timeout", 300, "Seconds to wait for the other processes.", lower_bound=1
+)
 _FLOPS = flags.DEFINE_float("flops", 0, "With --dry_run: FLOP/s achieved by one device.")
 
 
@@ -31,15 +39,24 @@ def main():
         print(text())
         return
     cli.require("config")
+    path = Path(_WORKDIR.value or f"runs/{_CONFIG.value.get('name')}")
+    meeting = processes.Meeting(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CONNECT_TIMEOUT.value
+    )
+    meeting.check()
+    if meeting.is_expected and not _DRY_RUN.value:
+        processes.supervise(meeting, path)
+        processes.join(meeting, path)
 
     from mmrec_jax.config import from_mapping
     from mmrec_jax.report.plan import print_plan, print_plans
     from mmrec_jax.training.ladder import climb, is_ladder, rung_configs
     from mmrec_jax.training.loop import train
 
-    path = Path(_WORKDIR.value or f"runs/{_CONFIG.value.get('name')}")
     is_climb = is_ladder(_CONFIG.value)
-    configs = rung_configs(_CONFIG.value, path) if is_climb else [from_mapping(_CONFIG.value)]
+    configs = processes.together(
+        lambda: rung_configs(_CONFIG.value, path) if is_climb else [from_mapping(_CONFIG.value)]
+    )
     if _DRY_RUN.value:
         how = _DEVICES.value, int(_TOKENS.value), _FLOPS.value
         print_plans(configs, *how) if is_climb else print_plan(configs[0], *how)
@@ -56,15 +73,20 @@ def main():
             )
 
     def report(path: Path) -> None:
-        if _REPORT.value:
-            from mmrec_jax.report.page import write_report  # matplotlib is slow to import
+        if not _REPORT.value or not processes.is_first():
+            return
+        if processes.are_several():  # all of them would have to read the checkpoint
+            processes.run_alone(Path(__file__).with_name("report.py"), f"--workdir={path}")
+            return
+        from mmrec_jax.report.page import write_report  # matplotlib is slow to import
 
-            print(f"report: {write_report(path)}")
+        print(f"report: {write_report(path)}")
 
     if is_climb:
         climb(configs, path, after_run=report)
     elif train(configs[0], path, _PROFILE.value):
         report(path)
+    processes.leave()
 
 
 if __name__ == "__main__":

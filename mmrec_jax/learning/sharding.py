@@ -5,15 +5,18 @@ them; parameters and what the optimizer keeps of them over `fsdp` alone. One dev
 1 x 1.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmrec_jax.config import Config
+from mmrec_jax.data.windows import Batch
 from mmrec_jax.errors import UserError
 from mmrec_jax.model.layout import BATCH, DATA, EVERYWHERE, FSDP
 
@@ -24,9 +27,16 @@ def make_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh of a run on some of these devices.
 
     Raises:
-        UserError: there are too few devices, or they cannot divide a micro-batch evenly.
+        UserError: there are too few devices, or they cannot divide a micro-batch evenly; or devices
+            of several processes are left over.
     """
     shape = mesh_shape(config, len(devices))
+    if jax.process_count() > 1 and math.prod(shape) < len(devices):
+        raise UserError(
+            f"mesh.data {shape[0]} x mesh.fsdp {shape[1]} uses {math.prod(shape)} of "
+            f"{len(devices)} devices; several processes have to use all of them. Make "
+            "train.batch_size a multiple of their number, or start fewer"
+        )
     axis_types = (AxisType.Auto,) * 2
     return jax.make_mesh(
         shape, (DATA, FSDP), axis_types=axis_types, devices=devices[: math.prod(shape)]
@@ -110,3 +120,31 @@ def shardings(abstract: Any) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How arrays [batch, ...] are divided."""
     return NamedSharding(mesh, BATCH)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of a batch that the devices of this process read, in order."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted(row for (part,) in slices for row in range(batch_size)[part])
+
+
+def place_batch(batch: Batch, mesh: Mesh, batch_size: int) -> Batch:
+    """A batch on the devices of all processes, each of which gives its own rows (`local_rows`)."""
+    sharding, rows = batch_sharding(mesh), local_rows(mesh, batch_size)
+
+    def place(x):
+        def part(index):
+            wanted = range(batch_size)[index[0]]
+            return x[rows.index(wanted[0]) :][: len(wanted)]
+
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, batch)
+
+
+@functools.cache
+def place_signal(number: int, mesh: Mesh) -> jax.Array:
+    """The number of a signal that this process has received, or 0, for each of its devices."""
+    sharding = NamedSharding(mesh, BATCH)
+    own = np.full(1, number, np.int32)
+    return jax.make_array_from_callback((mesh.size,), sharding, lambda _: own)

@@ -34,6 +34,7 @@ class StepMetrics(NamedTuple):
     saliency_loss: Float[Array, ""]
     uboo_loss: Float[Array, ""]
     grad_norm: Float[Array, ""]  # before clipping
+    stop: Int[Array, ""]  # the highest number of a stop signal that any process has received, or 0
 
 
 def init_train_state(
@@ -129,6 +130,9 @@ def make_train_step(
     was left when its group had its last turn. That state is an input, so no gradient flows back
     into it. `model` is MM-Rec unless another language model is given. `shardings` are those of the
     state on a mesh (sharding.py).
+
+    The step has a third argument if there are several processes: for each device, the number of the
+    stop signal that its process has received, or 0. So all processes learn of it at the same step.
     """
     model = mmrec(config.model) if model is None else model
     micro_batches = config.train.accumulate_steps
@@ -168,7 +172,7 @@ def make_train_step(
             )
         return grads, losses, jax.tree.map(join, memory)
 
-    def step(state: TrainState, batch: Batch):
+    def step(state: TrainState, batch: Batch, stop: Int[Array, "devices"] | None = None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         group = state.step % config.train.carry_groups
         memory = begin(model, jax.tree.map(lambda x: x[group], state.memory), batch)
@@ -176,7 +180,8 @@ def make_train_step(
         memory = jax.tree.map(lambda x, new: x.at[group].set(new), state.memory, memory)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(*losses, grad_norm=optax.tree.norm(grads))
+        stop = jnp.zeros((), jnp.int32) if stop is None else stop.max()
+        metrics = StepMetrics(*losses, grad_norm=optax.tree.norm(grads), stop=stop)
         return TrainState(state.step + 1, params, opt_state, memory), metrics
 
     # The metrics are on every device, as the step's number is.

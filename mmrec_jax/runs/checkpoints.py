@@ -199,10 +199,12 @@ class Checkpoints:
             except Exception as error:
                 aside = self.directory.parent / "unreadable_checkpoints"
                 warn(f"checkpoint {step} cannot be read ({_reason(error)}); moved to {aside}")
-                aside.mkdir(exist_ok=True)
                 self._manager.close()
-                (self.directory / str(step)).rename(aside / f"{step}-{len(list(aside.iterdir()))}")
-                self._manager = self._open()
+                if jax.process_index() == 0:
+                    aside.mkdir(exist_ok=True)
+                    number = len(list(aside.iterdir()))
+                    (self.directory / str(step)).rename(aside / f"{step}-{number}")
+                self._manager = self._open()  # which waits for process 0
         if steps:
             raise UserError(f"no checkpoint in {self.directory} can be read; use a new --workdir")
         return None

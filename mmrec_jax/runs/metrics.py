@@ -55,6 +55,19 @@ class MetricsWriter:
         self._tensorboard.close()
 
 
+class NoMetrics:
+    """Takes the place of a `MetricsWriter` in processes that do not write."""
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _is_kept(line: str, resume_step: int) -> bool:
     try:
         return json.loads(line)["step"] <= resume_step

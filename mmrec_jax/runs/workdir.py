@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -215,4 +216,4 @@ def _is_unfinished_workdir(path: Path) -> bool:
     """Whether a folder holds nothing but what `prepare` writes before config.json."""
     written = {"data", "data.partial", "tokenizer.json", "data.json"}
     names = {entry.name for entry in path.iterdir() if not is_leftover(entry)}
-    return names <= written
+    return all(name in written or fnmatch(name, "process_*.log") for name in names)

@@ -26,6 +26,7 @@ class FetchNumbers:
     """Fetches a step's metrics while the next step runs, or immediately if anything is due."""
 
     def __init__(self):
+        self.stop: int | None = None  # a stop signal that some process has received
         self._pending: Moment | None = None
         self._clock = time.perf_counter()
 
@@ -43,6 +44,7 @@ class FetchNumbers:
         metrics = jax.device_get(moment.metrics)._asdict()
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
+        self.stop = self.stop or int(metrics.pop("stop")) or None
         values = {name: float(value) for name, value in metrics.items()}
         return Numbers(moment.step, values, seconds, moment.data_seconds)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from mmrec_jax.commands import processes
 from mmrec_jax.config import Config, from_mapping
 from mmrec_jax.errors import UserError, nearest
 from mmrec_jax.files import write_text
@@ -100,7 +101,8 @@ def climb(
     rungs = [_read_rung(config, path / config.name) for config in configs]
     _print_table(rungs)
     values = [rung._asdict() for rung in rungs]
-    write_text(path / "ladder.json", json.dumps(values, indent=2) + "\n")
+    if processes.is_first():
+        write_text(path / "ladder.json", json.dumps(values, indent=2) + "\n")
 
 
 def _read_rung(config: Config, path: Path) -> Rung:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +12,27 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from mmrec_jax.config import Config
-from mmrec_jax.data.batches import Batches, Host, prefetched, training_batches
+from mmrec_jax.commands import processes
+from mmrec_jax.config import Config, flatten
+from mmrec_jax.data.batches import Batches, prefetched, training_batches
 from mmrec_jax.data.dataset import Dataset, load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
-from mmrec_jax.learning.sharding import batch_sharding, make_mesh, placed, shardings
+from mmrec_jax.learning.sharding import (
+    local_rows,
+    make_mesh,
+    place_batch,
+    place_signal,
+    placed,
+    shardings,
+)
 from mmrec_jax.learning.step import TrainState, init_train_state, make_train_step
 from mmrec_jax.model.interface import ModelFunctions, mmrec
 from mmrec_jax.model.params import Params, stack_layers, unstack_layers
 from mmrec_jax.runs import workdir as workdirs
 from mmrec_jax.runs.checkpoints import Checkpoints
-from mmrec_jax.runs.metrics import MetricsWriter, read_metrics
+from mmrec_jax.runs.metrics import MetricsWriter, NoMetrics, read_metrics
 from mmrec_jax.runs.provenance import provenance
 from mmrec_jax.training import hooks
 from mmrec_jax.training.display import SHOWN_EPOCHS, Display
@@ -68,9 +77,14 @@ def train(
         UserError: bad input, a workdir of another run, a loss that is not finite, or a full disk.
         Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
-    run = plan_run(config, path, model)
-    workdirs.prepare(path, config, run.dataset)
-    with workdirs.locked(path), jax.set_mesh(run.mesh), StopSignals() as signals:
+    run = processes.together(lambda: plan_run(config, path, model))
+    _agree(run)
+    processes.first_alone(lambda: workdirs.prepare(path, config, run.dataset))
+    with contextlib.ExitStack() as stack:
+        processes.first_alone(lambda: stack.enter_context(workdirs.locked(path)))
+        stack.enter_context(jax.set_mesh(run.mesh))
+        signals = stack.enter_context(StopSignals())
+        stack.enter_context(processes.losing_one())
         checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
         state, progress, is_new = _start(run, checkpoints)
         if progress.finished:
@@ -97,21 +111,26 @@ def _train(
     """Runs the loop until the run has finished or is interrupted."""
     train, first_step = run.config.train, int(state.step)
     train_step = make_train_step(run.config, run.optimizer, run.model, shardings(state))
-    put = functools.partial(jax.device_put, device=batch_sharding(run.mesh))
-    train_step = train_step.lower(state, put(run.batches[first_step])).compile()
+    put = functools.partial(place_batch, mesh=run.mesh, batch_size=train.batch_size)
+    example = state, put(run.batches[first_step]), place_signal(0, run.mesh)
+    train_step = train_step.lower(*example).compile()
     timetable = Timetable(
         run.total_steps, run.batches.steps_per_epoch, train.eval_every, train.checkpoint_every
     )
     profiling = Profile(run.path / "profile", first_step, journal.display.say)
-    after_step = [*([profiling] if profile else []), *_hooks(run, journal)]
+    numbers = hooks.FetchNumbers()
+    after_step = [*([profiling] if profile else []), *_hooks(run, journal, numbers)]
     batches = prefetched(run.batches, first_step, run.total_steps, put)
     try:
         for step in range(first_step + 1, run.total_steps + 1):
             asked = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - asked
-            state, metrics = train_step(state, batch)
-            due = timetable.due(step, stop=signals.received)
+            received = place_signal(signals.received or 0, run.mesh)
+            state, metrics = train_step(state, batch, received)
+            # Several processes have to stop at the same step.
+            alone = jax.process_count() == 1
+            due = timetable.due(step, stop=signals.received if alone else numbers.stop)
             moment = Moment(step, state, due, metrics, waited)
             for hook in after_step:
                 hook(moment)
@@ -121,7 +140,7 @@ def _train(
         profiling.close()
 
 
-def _hooks(run: Run, journal: Journal) -> list[Hook]:
+def _hooks(run: Run, journal: Journal, numbers: hooks.FetchNumbers) -> list[Hook]:
     """The hooks to call after each step, in this order."""
     train = run.config.train
     step_tokens = train.step_tokens
@@ -133,7 +152,6 @@ def _hooks(run: Run, journal: Journal) -> list[Hook]:
         carry = train.carry_memory
         return evaluate(eval_step, state.params, validation, run.config, carry, model=run.model)
 
-    numbers = hooks.FetchNumbers()
     return [
         numbers,
         hooks.StopIfNotFinite(journal),
@@ -158,8 +176,6 @@ def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) ->
     Raises:
         UserError: something is wrong with the config, the corpus or the source.
     """
-    if jax.process_count() > 1:
-        raise UserError("training supports only one host so far; the data is ready for several")
     if config.init_from and model is not None:
         raise UserError(
             f"init_from is {config.init_from!r}, but only MM-Rec can grow from another run; leave "
@@ -170,17 +186,40 @@ def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) ->
     source = None
     if config.init_from and not workdirs.has_checkpoints(path):
         source = open_source(config, dataset.tokenizer)
-    batches = training_batches(dataset.train, config, Host(0, 1))
+    mesh = make_mesh(config, jax.devices())
+    rows = local_rows(mesh, config.train.batch_size)
+    batches = training_batches(dataset.train, config, rows)
     total_steps = config.train.fixed_steps or config.train.num_epochs * batches.steps_per_epoch
     schedule = learning_rate_schedule(config.train, total_steps)
     optimizer = make_optimizer(config.train, schedule)
     if config.init_from and config.growth.old_rate != 1:
         optimizer = optax.chain(optimizer, slower_old_part(config))
     model = mmrec(config.model) if model is None else model
-    mesh = make_mesh(config, jax.devices())
     return Run(
         config, path, mesh, dataset, batches, total_steps, schedule, optimizer, model, source
     )
+
+
+def _agree(run: Run) -> None:
+    """Checks that all processes are about to do the same.
+
+    Raises:
+        UserError: they have different configs, texts or code.
+    """
+    config = json.loads(run.config.to_json())
+    mine = {
+        **{f"config.{key}": value for key, value in flatten(config).items()},
+        "the corpus": run.dataset.fingerprint,
+        "the revision of the code": provenance()["revision"],
+    }
+    first, *others = processes.tell_all(mine)
+    for index, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                raise UserError(
+                    f"{name} is {value!r} in process 0 and {other.get(name)!r} in process {index}; "
+                    "start all processes with the same command, text and code"
+                )
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
@@ -263,8 +302,10 @@ def _journal(
         UserError: something cannot be written while they are open.
     """
     first_step = int(state.step)
-    metrics = MetricsWriter(run.path, -1 if is_new else first_step)
-    epochs = read_metrics(run.path, "epoch")[-SHOWN_EPOCHS:]
+    metrics, epochs = NoMetrics(), []
+    if processes.is_first():
+        metrics = MetricsWriter(run.path, -1 if is_new else first_step)
+        epochs = read_metrics(run.path, "epoch")[-SHOWN_EPOCHS:]
     display = Display(run.total_steps, first_step, run.config.train.log_every, epochs)
     try:
         metrics.write(

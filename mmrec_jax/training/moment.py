@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mmrec_jax.learning.evaluate import EvalResult
 from mmrec_jax.learning.step import StepMetrics, TrainState
 from mmrec_jax.runs.checkpoints import Checkpoints
-from mmrec_jax.runs.metrics import MetricsWriter
+from mmrec_jax.runs.metrics import MetricsWriter, NoMetrics
 from mmrec_jax.training.display import Display
 from mmrec_jax.training.progress import Progress
 
@@ -52,7 +52,7 @@ class Numbers(NamedTuple):
     """The metrics of a step, fetched from the device."""
 
     step: int
-    metrics: dict[str, float]  # fields of StepMetrics
+    metrics: dict[str, float]  # fields of StepMetrics, without `stop`
     seconds: float  # since the previous numbers, without evaluations and checkpoints
     data_seconds: float  # the part spent waiting for the batch
 
@@ -80,7 +80,7 @@ class Journal(NamedTuple):
     """Where the hooks of a run record what they find."""
 
     progress: Progress
-    metrics: MetricsWriter
+    metrics: MetricsWriter | NoMetrics
     display: Display
     checkpoints: Checkpoints
 

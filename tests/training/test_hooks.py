@@ -61,7 +61,7 @@ def numbers(step, loss=1.0, grad_norm=1.0, seconds=0.5, data_seconds=0.1):
 
 
 def dispatched(step, due=Due(), loss=None):  # noqa: B008
-    metrics = StepMetrics(*(jnp.float32(x) for x in (loss or step, 0, 0, 1)))
+    metrics = StepMetrics(*(jnp.float32(x) for x in (loss or step, 0, 0, 1)), stop=jnp.int32(0))
     return Moment(step, STATE, due, metrics, data_seconds=0.25)
 
 

@@ -1,0 +1,145 @@
+"""Several processes train one model as one process does, and end together."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from mmrec_jax.commands.processes import LOST
+from mmrec_jax.runs.metrics import read_metrics
+from small_runs import command, environment, final_params, one_error_line, run, train_flags
+
+STEPS = 60
+KNOBS = {
+    "train.batch_size": 4,
+    "train.num_steps": STEPS,
+    "train.carry_memory": True,
+    "train.log_every": 1,
+    "mesh.data": -1,
+    "mesh.fsdp": 2,
+}
+
+
+def flags(path, **changes):
+    return train_flags(path, **{**KNOBS, **changes})
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def two_processes(path, **changes_of_second):
+    """Two processes of two devices each, which are killed in the end."""
+    meet = [f"--coordinator={free_address()}", "--num_processes=2", "--connect_timeout=60"]
+    started = [
+        subprocess.Popen(
+            command("train.py", *flags(path, **changes), *meet, f"--process_id={index}"),
+            env={**environment(), "JAX_NUM_CPU_DEVICES": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, changes in enumerate(({}, changes_of_second))
+    ]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def wait_for_step(process, step):
+    """Reads what a process prints until it has done a step."""
+    for line in process.stdout:
+        if line.startswith(f"step {step}/"):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def finish(processes, seconds=100):
+    """The exit codes of processes, and what the first prints on standard error."""
+    end = time.monotonic() + seconds
+    error = processes[0].communicate(timeout=seconds)[1]
+    return [process.wait(timeout=end - time.monotonic()) for process in processes], error
+
+
+def losses(path):
+    return [line["loss"] for line in read_metrics(path, "train")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("processes") / "run"
+    with two_processes(path) as processes:
+        assert finish(processes) == ([0, 0], "")
+    return path
+
+
+def test_two_processes_train_as_one_with_as_many_devices(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
+    result = run("train.py", *flags(tmp_path / "one"))
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(losses(undisturbed), losses(tmp_path / "one"), rtol=1e-5)
+    found = [read_metrics(path, "evaluation")[-1] for path in (undisturbed, tmp_path / "one")]
+    np.testing.assert_allclose(*(one["loss"] for one in found), rtol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(undisturbed, tmp_path):
+    path = tmp_path / "run"
+    with two_processes(path) as processes:
+        wait_for_step(processes[0], 7)
+        processes[1].send_signal(signal.SIGTERM)
+        codes, _ = finish(processes, seconds=30)
+    assert codes == [128 + signal.SIGTERM] * 2
+    assert 7 < len(losses(path)) < STEPS
+    with two_processes(path) as processes:
+        assert finish(processes) == ([0, 0], "")
+    for x, y in zip(final_params(path), final_params(undisturbed), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_process_dies_the_other_ends_and_the_run_can_go_on(undisturbed, tmp_path, victim):
+    path = tmp_path / "run"
+    with two_processes(path) as processes:
+        wait_for_step(processes[0], 25)
+        os.kill(processes[victim].pid, signal.SIGKILL)
+        codes, error = finish(processes)
+    assert codes[victim] == -signal.SIGKILL
+    assert codes[1 - victim] == 1
+    assert error == ("" if victim == 0 else f"error: {LOST}\n")
+    with two_processes(path) as processes:
+        assert finish(processes) == ([0, 0], "")
+    for x, y in zip(final_params(path), final_params(undisturbed), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_processes_with_different_configs_are_refused(tmp_path):
+    with two_processes(tmp_path / "run", **{"train.seed": 3}) as processes:
+        codes, error = finish(processes)
+    assert codes == [1, 1]
+    assert error.count("\n") == 1
+    assert "config.train.seed is 0 in process 0 and 3 in process 1" in error
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_process_that_stays_alone_says_so(tmp_path):
+    meet = [f"--coordinator={free_address()}", "--num_processes=2", "--process_id=0"]
+    result = run("train.py", *flags(tmp_path / "run"), *meet, "--connect_timeout=1")
+    assert "the processes of this run have not met" in one_error_line(result)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_all_three_flags_are_needed(tmp_path):
+    result = run("train.py", *flags(tmp_path / "run"), "--num_processes=2")
+    assert "--coordinator and --process_id are missing" in one_error_line(result)
