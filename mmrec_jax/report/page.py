@@ -141,7 +141,8 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
     finite = [line for line in log.evaluations if math.isfinite(line["loss"])]
     best = min(finite, key=lambda line: line["loss"], default=None)
     tokens = config.train.step_tokens * len(log.train["step"])
-    speed = log.train["tokens_per_second"]
+    speed, share = log.train["tokens_per_second"], log.train["mfu"]
+    share = share[np.isfinite(share)]
     seconds = float(np.sum(config.train.step_tokens / speed)) if len(speed) else 0.0
     unknown = "-"
     return [
@@ -156,6 +157,7 @@ def _figures(config: Config, log: RunLog) -> list[tuple[str, str]]:
         ("training FLOPs", f"{tokens * count_flops(config).training:.3g}"),
         ("training time", _duration(seconds)),
         ("tokens per second", f"{np.median(speed):,.0f}" if len(speed) else unknown),
+        ("model FLOP/s utilisation", f"{np.median(share):.1%}" if len(share) else unknown),
     ]
 
 

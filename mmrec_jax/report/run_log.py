@@ -10,7 +10,9 @@ import numpy as np
 
 from mmrec_jax.runs.workdir import is_training
 
-_COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "data_seconds")
+_COLUMNS = (
+    "step", "loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "data_seconds",
+)  # fmt: skip
 
 
 class RunLog(NamedTuple):

@@ -55,7 +55,7 @@ class Display:
                 MofNCompleteColumn(),
                 BarColumn(),
                 TextColumn("loss {task.fields[loss]}  rate {task.fields[rate]}"),
-                TextColumn("{task.fields[speed]} tokens/s"),
+                TextColumn("{task.fields[speed]}"),
                 TimeRemainingColumn(),
                 console=self._console,
             )
@@ -83,8 +83,8 @@ class Display:
         else:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def step(self, step: int, loss: float, rate: float, tokens: int, seconds: float) -> None:
-        """Shows a finished step: loss, learning rate, tokens per step and mean seconds per step."""
+    def step(self, step: int, loss: float, rate: float, seconds: float, speed: str) -> None:
+        """Shows a finished step: loss, learning rate, mean seconds per step, and speed in words."""
         if self._live is not None:
             self._losses.append(loss)
             self._progress.update(
@@ -92,12 +92,12 @@ class Display:
                 completed=step,
                 loss=f"{loss:.4f}",
                 rate=f"{rate:.2e}",
-                speed=f"{tokens / seconds:,.0f}",
+                speed=speed,
             )
         elif step % self._log_every == 0:
             print(
                 f"step {step}/{self._total}  loss {loss:.4f}  rate {rate:.2e}  "
-                f"{tokens / seconds:,.0f} tokens/s  {(self._total - step) * seconds:.0f} s left",
+                f"{speed}  {(self._total - step) * seconds:.0f} s left",
                 flush=True,
             )
 

@@ -17,7 +17,7 @@ import optax
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalResult
 from mmrec_jax.learning.step import TrainState
-from mmrec_jax.training.moment import Journal, Moment, Numbers
+from mmrec_jax.training.moment import Journal, Moment, Numbers, Throughput
 from mmrec_jax.training.progress import EpochStats
 from mmrec_jax.training.signals import Interrupted
 
@@ -90,25 +90,30 @@ class CountSteps:
 class LogSteps:
     """Logs each step to metrics.jsonl and displays it."""
 
-    def __init__(self, journal: Journal, schedule: optax.Schedule, step_tokens: int):
-        self._journal, self._schedule, self._step_tokens = journal, schedule, step_tokens
+    def __init__(self, journal: Journal, schedule: optax.Schedule, throughput: Throughput):
+        self._journal, self._schedule, self._throughput = journal, schedule, throughput
 
     def __call__(self, moment: Moment) -> None:
         stats = self._journal.progress.stats
         for numbers in moment.numbers:
             rate = float(self._schedule(numbers.step))  # after this step
+            speed = self._throughput.step_tokens / numbers.seconds
+            share = self._throughput.utilization(numbers.seconds)
             self._journal.metrics.write(
                 "train",
                 numbers.step,
                 epoch=stats.epoch,
                 learning_rate=rate,
-                tokens_per_second=self._step_tokens / numbers.seconds,
+                tokens_per_second=speed,
+                tokens_per_second_per_device=speed / self._throughput.devices,
+                **({} if share is None else {"mfu": share}),
                 data_seconds=numbers.data_seconds,
                 **numbers.metrics,
             )
             seconds = stats.seconds / stats.count
             loss = numbers.metrics["loss"]
-            self._journal.display.step(numbers.step, loss, rate, self._step_tokens, seconds)
+            speed = self._throughput.in_words(seconds)
+            self._journal.display.step(numbers.step, loss, rate, seconds, speed)
 
 
 class Evaluate:

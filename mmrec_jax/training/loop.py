@@ -17,8 +17,11 @@ from mmrec_jax.config import Config, flatten
 from mmrec_jax.data.batches import Batches, prefetched, training_batches
 from mmrec_jax.data.dataset import Dataset, load_dataset
 from mmrec_jax.errors import UserError
+from mmrec_jax.files import write_text
+from mmrec_jax.learning.cost import count_flops
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.learning.peak import known_peak, measure_peak
 from mmrec_jax.learning.sharding import (
     local_rows,
     make_mesh,
@@ -37,7 +40,7 @@ from mmrec_jax.runs.provenance import provenance
 from mmrec_jax.training import hooks
 from mmrec_jax.training.display import SHOWN_EPOCHS, Display
 from mmrec_jax.training.growing import Source, compare, grown_state, open_source, slower_old_part
-from mmrec_jax.training.moment import Due, Hook, Journal, Moment, Timetable
+from mmrec_jax.training.moment import Due, Hook, Journal, Moment, Throughput, Timetable
 from mmrec_jax.training.profiling import Profile
 from mmrec_jax.training.progress import Progress
 from mmrec_jax.training.signals import StopSignals
@@ -56,6 +59,7 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     model: ModelFunctions
     source: Source | None  # what the model grows from, if there is no checkpoint yet
+    is_mmrec: bool
 
 
 def train(
@@ -156,7 +160,7 @@ def _hooks(run: Run, journal: Journal, numbers: hooks.FetchNumbers) -> list[Hook
         numbers,
         hooks.StopIfNotFinite(journal),
         hooks.CountSteps(journal),
-        hooks.LogSteps(journal, run.schedule, step_tokens),
+        hooks.LogSteps(journal, run.schedule, _throughput(run)),
         hooks.Evaluate(evaluation),
         hooks.KeepBest(journal),
         hooks.StopEarly(journal, train.patience, train.min_improvement),
@@ -166,6 +170,22 @@ def _hooks(run: Run, journal: Journal, numbers: hooks.FetchNumbers) -> list[Hook
         hooks.StopOnSignal(journal),
         numbers.restart_clock,
     ]
+
+
+def _throughput(run: Run) -> Throughput:
+    """What the speed of a run is derived from; the peak of a CPU is kept in the workdir."""
+    tokens, device = run.config.train.step_tokens, run.mesh.devices.flat[0]
+    flops = count_flops(run.config).training * tokens if run.is_mmrec else None
+    peak = known_peak(device.device_kind)
+    if peak is not None:
+        peak *= run.mesh.size
+    elif device.platform == "cpu":  # the virtual devices of a host share its cores
+        file = run.path / "peak.json"
+        if not file.exists() and processes.is_first():
+            write_text(file, json.dumps({"flops_per_second": measure_peak()}) + "\n")
+        if file.exists():
+            peak = json.loads(file.read_text())["flops_per_second"] * jax.process_count()
+    return Throughput(tokens, run.mesh.size, flops, peak)
 
 
 def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) -> Run:
@@ -194,9 +214,20 @@ def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) ->
     optimizer = make_optimizer(config.train, schedule)
     if config.init_from and config.growth.old_rate != 1:
         optimizer = optax.chain(optimizer, slower_old_part(config))
-    model = mmrec(config.model) if model is None else model
+    is_mmrec = model is None
+    model = mmrec(config.model) if is_mmrec else model
     return Run(
-        config, path, mesh, dataset, batches, total_steps, schedule, optimizer, model, source
+        config,
+        path,
+        mesh,
+        dataset,
+        batches,
+        total_steps,
+        schedule,
+        optimizer,
+        model,
+        source,
+        is_mmrec,
     )
 
 

@@ -48,6 +48,29 @@ class Timetable(NamedTuple):
         )
 
 
+class Throughput(NamedTuple):
+    """What the speed of a run is derived from."""
+
+    step_tokens: int
+    devices: int = 1
+    step_flops: float | None = None  # of the model; None if they are not known
+    peak: float | None = None  # FLOP/s that all devices could do; None if it is not known
+
+    def utilization(self, seconds: float) -> float | None:
+        """Model FLOP/s of a step that took this long, as a share of the peak."""
+        if self.step_flops is None or self.peak is None:
+            return None
+        return self.step_flops / seconds / self.peak
+
+    def in_words(self, seconds: float) -> str:
+        """The speed of steps that take this long."""
+        tokens, share = self.step_tokens / seconds, self.utilization(seconds)
+        words = f"{tokens:,.0f} tokens/s"
+        if self.devices > 1:
+            words += f" ({tokens / self.devices:,.0f} per device)"
+        return words if share is None else f"{words}  {share:.1%} MFU"
+
+
 class Numbers(NamedTuple):
     """The metrics of a step, fetched from the device."""
 

@@ -50,7 +50,7 @@ def test_a_terminal_shows_epochs_curve_and_bar_and_a_log_file_shows_lines(monkey
         monkeypatch.setattr(display, "Console", lambda console=console: console)
         shown = Display(total_steps=20, first_step=0, log_every=10)
         for step in range(1, 21):
-            shown.step(step, 5.0 - 0.1 * step, 1e-3, 512, 0.1)
+            shown.step(step, 5.0 - 0.1 * step, 1e-3, 0.1, "5,120 tokens/s")
         shown.epoch_row(ROW)
         shown.close()
     for text in ("val loss", "1.6261", "█", "20/20"):

@@ -14,7 +14,7 @@ from mmrec_jax.learning.step import StepMetrics, TrainState
 from mmrec_jax.runs.metrics import MetricsWriter
 from mmrec_jax.training import hooks
 from mmrec_jax.training.display import Display
-from mmrec_jax.training.moment import Due, Journal, Moment, Numbers, Timetable
+from mmrec_jax.training.moment import Due, Journal, Moment, Numbers, Throughput, Timetable
 from mmrec_jax.training.profiling import STEPS, WARM_UP, Profile
 from mmrec_jax.training.progress import Progress
 from mmrec_jax.training.signals import Interrupted
@@ -119,7 +119,8 @@ def test_a_number_that_is_not_finite_ends_the_run(journal, tmp_path, bad, name):
 
 def test_steps_are_counted_and_logged(journal, tmp_path, capsys):
     count = hooks.CountSteps(journal)
-    log = hooks.LogSteps(journal, schedule=lambda step: 0.1 * step, step_tokens=20)
+    throughput = Throughput(step_tokens=20, devices=4, step_flops=6e3, peak=24e3)
+    log = hooks.LogSteps(journal, lambda step: 0.1 * step, throughput)
     for step, loss in ((9, 3.0), (10, 1.0)):
         moment = Moment(step, STATE, Due(), numbers=[numbers(step, loss)])
         count(moment)
@@ -130,7 +131,16 @@ def test_steps_are_counted_and_logged(journal, tmp_path, capsys):
     nine, ten = lines(tmp_path, "train")
     assert (nine["step"], nine["loss"], nine["tokens_per_second"]) == (9, 3.0, 40.0)
     assert (ten["epoch"], ten["learning_rate"]) == (1, 1.0)
-    assert capsys.readouterr().out.count("step 10/100  loss 1.0000") == 1
+    assert (nine["tokens_per_second_per_device"], nine["mfu"]) == (10.0, 0.5)
+    line = (
+        "step 10/100  loss 1.0000  rate 1.00e+00  40 tokens/s (10 per device)  50.0% MFU  45 s left"
+    )
+    assert capsys.readouterr().out.count(line) == 1
+
+
+def test_a_speed_without_a_known_peak_has_no_utilization():
+    assert Throughput(step_tokens=20).in_words(0.5) == "40 tokens/s"
+    assert Throughput(20, step_flops=1.0).utilization(0.5) is None
 
 
 # --- evaluations ---
