@@ -11,6 +11,7 @@ from ml_collections import config_flags
 
 from mmrec_jax.commands import cli, processes
 from mmrec_jax.commands.config_help import text
+from mmrec_jax.config import Config
 from mmrec_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/tiny.py.")
@@ -22,6 +23,12 @@ _HELP_CONFIG = flags.DEFINE_bool(
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run will cost, and exit.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "With --dry_run: number of devices there will be.")
+_COMPILE = flags.DEFINE_bool(
+    "compile", False, "With --dry_run: compile the step, for as many virtual CPU devices."
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "With --dry_run: compile for a slice of TPUs, such as v5p:2x4x4, by libtpu."
+)
 _TOKENS = flags.DEFINE_float("tokens", 0, "With --dry_run: tokens to train on, e.g. 1e9.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if several processes train one model."
@@ -44,23 +51,17 @@ def main():
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CONNECT_TIMEOUT.value
     )
     meeting.check()
-    if meeting.is_expected and not _DRY_RUN.value:
+    if _DRY_RUN.value:
+        _dry_run(_configs(path))
+        return
+    if meeting.is_expected:
         processes.supervise(meeting, path)
         processes.join(meeting, path)
 
-    from mmrec_jax.config import from_mapping
-    from mmrec_jax.report.plan import print_plan, print_plans
-    from mmrec_jax.training.ladder import climb, is_ladder, rung_configs
+    from mmrec_jax.training.ladder import climb, is_ladder
     from mmrec_jax.training.loop import train
 
-    is_climb = is_ladder(_CONFIG.value)
-    configs = processes.together(
-        lambda: rung_configs(_CONFIG.value, path) if is_climb else [from_mapping(_CONFIG.value)]
-    )
-    if _DRY_RUN.value:
-        how = _DEVICES.value, int(_TOKENS.value), _FLOPS.value
-        print_plans(configs, *how) if is_climb else print_plan(configs[0], *how)
-        return
+    configs, is_climb = processes.together(lambda: _configs(path)), is_ladder(_CONFIG.value)
     if is_climb and _PROFILE.value:
         raise UserError("--profile works on a single run; use it with the config of one rung")
 
@@ -87,6 +88,39 @@ def main():
     elif train(configs[0], path, _PROFILE.value):
         report(path)
     processes.leave()
+
+
+def _configs(path: Path) -> list[Config]:
+    """The config of the run, or those of the rungs of a ladder."""
+    from mmrec_jax.config import from_mapping
+    from mmrec_jax.training.ladder import is_ladder, rung_configs
+
+    if is_ladder(_CONFIG.value):
+        return rung_configs(_CONFIG.value, path)
+    return [from_mapping(_CONFIG.value)]
+
+
+def _dry_run(configs: list[Config]) -> None:
+    import jax
+
+    from mmrec_jax.report.plan import print_compiled, print_plan, print_plans
+    from mmrec_jax.training.ladder import is_ladder
+
+    count, devices = _DEVICES.value, None
+    if _TOPOLOGY.value:
+        from mmrec_jax.learning.compiled import topology
+
+        devices = topology(_TOPOLOGY.value)
+        count = len(devices)
+    elif _COMPILE.value:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+        devices = jax.devices()
+    how = count, int(_TOKENS.value), _FLOPS.value
+    print_plans(configs, *how) if is_ladder(_CONFIG.value) else print_plan(configs[0], *how)
+    if devices:
+        for config in configs:
+            print_compiled(config, devices)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ that names the computation of its body, and the number of its rounds if XLA know
 """
 
 import math
+import os
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,9 +15,11 @@ import optax
 from jax.sharding import Mesh
 
 from mmrec_jax.config import Config
+from mmrec_jax.errors import UserError
 from mmrec_jax.learning.optimizer import make_optimizer
 from mmrec_jax.learning.sharding import batch_sharding, placed, shardings
 from mmrec_jax.learning.step import abstract_batch, init_train_state, make_train_step
+from mmrec_jax.model import ops
 from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.params import stack_layers
 
@@ -37,12 +41,37 @@ class Collective(NamedTuple):
 
     kind: str  # such as "all-gather"
     bytes: int  # of its result on one device
-    times: int  # per run of the program; a loop of unknown length counts once
-    loop: str | None  # the name of a loop over time around it, if there is one
+    times: int  # per step; a loop over time of unknown length counts once
+    loop: str | None  # a loop over time in which devices wait for each other, if there is one
+
+
+def topology(name: str) -> list[jax.Device]:
+    """TPUs that are not there, for which libtpu can compile: "v5p:2x4x4", for example.
+
+    Raises:
+        UserError: libtpu is not installed, or does not know the topology.
+    """
+    from jax.experimental import topologies
+
+    # So libtpu neither looks for TPUs nor asks a metadata server for them.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot compile for --topology={name} ({reason}); it needs libtpu "
+            "(pip install -e '.[tpu]') and the name of a slice, such as v5p:2x4x4"
+        ) from error
 
 
 def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
-    """The compiled training step of MM-Rec, from shapes alone."""
+    """The compiled training step of MM-Rec, from shapes alone.
+
+    The devices of the mesh may be those of a topology that is not there (`topology`).
+    """
     optimizer = make_optimizer(config.train, optax.constant_schedule(0.0))
     model = mmrec(config.model)
 
@@ -51,14 +80,18 @@ def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
         return stack_layers(state) if model.stacks_layers else state
 
     batch = abstract_batch(config.train.batch_size, config.train.seq_len, batch_sharding(mesh))
-    with jax.set_mesh(mesh):
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    with jax.set_mesh(mesh), ops.plain(*(() if is_cpu else ops.OPERATIONS)):
         state = placed(jax.eval_shape(fresh), mesh)
         step = make_train_step(config, optimizer, shardings=shardings(state))
         return step.lower(state, batch).compile()
 
 
-def collectives(program: str) -> list[Collective]:
-    """All collectives of a compiled program, given as text."""
+def collectives(program: str, rounds: Mapping[str, int]) -> list[Collective]:
+    """All collectives of a compiled program, given as text.
+
+    `rounds`: of the loops in `OUTER_LOOPS`.
+    """
     computations, entry = _computations(program)
     found = []
 
@@ -66,12 +99,16 @@ def collectives(program: str) -> list[Collective]:
         for line in computations.get(name, ()):
             if collective := _COLLECTIVE.search(line):
                 result, kind = collective.groups()
-                found.append(Collective(kind, _bytes(result), times, loop))
-            is_while = " while(" in line
-            rounds = re.search(r'known_trip_count":\{"n":"(\d+)"', line) if is_while else None
-            inside, times_inside = loop, times * int(rounds[1]) if rounds else times
-            if is_while and loop is None:
-                inside = _loop_over_time(line)
+                if name.startswith("all-reduce-scatter"):  # TPUs: a fusion of both
+                    kind = "reduce-scatter"
+                waits = loop is not None and _is_of_loop(_op_name(line))
+                found.append(Collective(kind, _bytes(result), times, loop if waits else None))
+            inside, times_inside = loop, times
+            if " while(" in line:
+                known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+                outer = _outer_loop(_op_name(line).removesuffix("/while"))
+                times_inside *= rounds[outer] if outer else int(known[1]) if known else 1
+                inside = loop or (None if outer else _op_name(line))
             for called in _CALLED.findall(line):
                 for other in called.strip("{}").replace("%", "").split(", "):
                     visit(other, times_inside, inside)
@@ -80,12 +117,24 @@ def collectives(program: str) -> list[Collective]:
     return found
 
 
-def _loop_over_time(line: str) -> str | None:
-    """The name of a loop, unless it is one of `OUTER_LOOPS`."""
+def _op_name(line: str) -> str:
+    """Where an instruction comes from in the program as JAX traced it."""
     name = re.search(r'op_name="([^"]*)"', line)
-    name = name[1] if name else "without a name"
-    last = name.removesuffix("/while").split("/")[-1]
-    return None if any(outer in last for outer in OUTER_LOOPS) else name
+    return name[1] if name else "while"  # unknown: in a loop
+
+
+def _outer_loop(path: str) -> str | None:
+    """Which of `OUTER_LOOPS` the last part of a path names."""
+    last = path.split("/")[-1]
+    return next((outer for outer in OUTER_LOOPS if outer in last), None)
+
+
+def _is_of_loop(path: str) -> bool:
+    """Whether an instruction was traced in a loop over time.
+
+    A compiler may move others there, to send while the loop computes; nobody waits for those.
+    """
+    return any(_outer_loop(before) is None for before in re.findall(r"([^/]*)/?while", path))
 
 
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:

@@ -1,15 +1,20 @@
 """Tables of the cost of a run, printed by train.py --dry_run."""
 
+import time
+from collections.abc import Sequence
+
+import jax
 from jax.sharding import AbstractMesh
 
 from mmrec_jax.config import Config
+from mmrec_jax.learning.compiled import collectives, compile_step
 from mmrec_jax.learning.cost import (
     count_flops,
     count_memory,
     count_parameters,
     divide_parameters,
 )
-from mmrec_jax.learning.sharding import mesh_shape
+from mmrec_jax.learning.sharding import make_mesh, mesh_shape
 from mmrec_jax.model.layout import DATA, FSDP
 from mmrec_jax.tables import print_table
 
@@ -71,6 +76,52 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
         days = _days(work, mesh.size, flops_per_second)
         line += f", {days:,.2f} days on {mesh.size} x {flops_per_second:.3g} FLOP/s"
     print(line)
+
+
+def print_compiled(config: Config, devices: Sequence[jax.Device]) -> None:
+    """Compiles the training step for a mesh of these devices, and prints what it needs.
+
+    Raises:
+        UserError: the mesh does not fit.
+    """
+    mesh, start = make_mesh(config, devices), time.perf_counter()
+    compiled = compile_step(config, mesh)
+    seconds = time.perf_counter() - start
+    kind = mesh.devices.flat[0].device_kind
+    print(f"compiled for {mesh.size} x {kind} in {seconds:.0f} s")
+    planned, found = count_memory(config, mesh.abstract_mesh), compiled.memory_analysis()
+    state = planned.parameters + planned.optimizer
+    state += planned.memory if config.train.carry_memory else 0
+    rows = [
+        ("state and batch", state, found.argument_size_in_bytes),
+        ("temporaries", sum(planned) - state, found.temp_size_in_bytes),
+    ]
+    rows.append(("total", *(sum(sizes) for sizes in list(zip(*rows, strict=True))[1:])))
+    print_table(
+        ("GB per device", "planned", "compiled", "ratio"),
+        [
+            (name, f"{plan / 1e9:,.3f}", f"{size / 1e9:,.3f}", f"{plan / size:.2f}")
+            for name, plan, size in rows
+        ],
+    )
+    _print_collectives(config, compiled.as_text())
+
+
+def _print_collectives(config: Config, program: str) -> None:
+    rounds = {"layers": config.model.num_layers, "micro_batches": config.train.accumulate_steps}
+    found = collectives(program, rounds)
+    rows = []
+    for kind in dict.fromkeys(sorted(collective.kind for collective in found)):
+        alike = [collective for collective in found if collective.kind == kind]
+        sent = sum(collective.times * collective.bytes for collective in alike)
+        in_time = [collective for collective in alike if collective.loop is not None]
+        times = sum(collective.times for collective in alike)
+        waits = sum(collective.times for collective in in_time)
+        rows.append((kind, f"{times:,}", f"{sent / 1e9:,.3f}", f"{waits:,}"))
+    if not rows:
+        print("the devices send each other nothing")
+        return
+    print_table(("", "times per step", "GB per device and step", "in loops over time"), rows)
 
 
 def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_second: float) -> None:

@@ -5,11 +5,8 @@ import itertools
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from mmrec_jax.learning import sharding
 from mmrec_jax.learning.compiled import collectives, compile_step
@@ -154,22 +151,10 @@ def test_devices_do_not_wait_for_each_other_inside_a_sequence(scan_layers):
         2, 2, model__scan_layers=scan_layers, model__num_layers=2, train__accumulate_steps=1
     )
     compiled = compile_step(cfg, make_mesh(cfg, jax.devices()))
-    found = collectives(compiled.as_text())
+    rounds = {"layers": cfg.model.num_layers, "micro_batches": 1}
+    found = collectives(compiled.as_text(), rounds)
     assert {collective.loop for collective in found} == {None}
     # Weights are gathered for the forward pass of each layer and again for its backward pass.
     kernels = 11 * cfg.model.num_layers
     gathers = sum(x.times for x in found if x.kind == "all-gather")
     assert gathers >= 2 * kernels
-
-
-def test_a_collective_in_a_loop_over_time_is_found():
-    mesh = make_mesh(small(1, 4), jax.devices())
-    weights = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
-    h = jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=NamedSharding(mesh, P()))
-
-    @jax.jit
-    def recurrence(h, weights):
-        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ weights), None), h, length=17)[0]
-
-    found = collectives(recurrence.lower(h, weights).compile().as_text())
-    assert any(collective.loop and collective.times == 17 for collective in found)
