@@ -121,7 +121,7 @@ def _print_collectives(config: Config, program: str) -> None:
     if not rows:
         print("the devices send each other nothing")
         return
-    print_table(("", "times per step", "GB per device and step", "in loops over time"), rows)
+    print_table(("per step", "times", "GB per device", "in loops over time"), rows)
 
 
 def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_second: float) -> None:
