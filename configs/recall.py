@@ -42,7 +42,7 @@ def get_config(variant="full"):
     data.source = "recall"
     data.tokenizer = "word"
     data.recall_pairs = 8
-    data.recall_steps = 400
+    data.recall_steps = 600  # per epoch
 
     train = config.train
     train.batch_size = 16
