@@ -12,7 +12,16 @@ import pytest
 
 from mmrec_jax.commands.processes import LOST
 from mmrec_jax.runs.metrics import read_metrics
-from small_runs import command, environment, final_params, one_error_line, run, train_flags
+from mmrec_jax.training.loop import train
+from small_runs import (
+    command,
+    config,
+    environment,
+    final_params,
+    one_error_line,
+    run,
+    train_flags,
+)
 
 STEPS = 60
 KNOBS = {
@@ -76,25 +85,8 @@ def losses(path):
     return [line["loss"] for line in read_metrics(path, "train")]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    path = tmp_path_factory.mktemp("processes") / "run"
-    with two_processes(path) as processes:
-        assert finish(processes) == ([0, 0], "")
-    return path
-
-
-def test_two_processes_train_as_one_with_as_many_devices(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
-    result = run("train.py", *flags(tmp_path / "one"))
-    assert result.returncode == 0, result.stderr
-    np.testing.assert_allclose(losses(undisturbed), losses(tmp_path / "one"), rtol=1e-5)
-    found = [read_metrics(path, "evaluation")[-1] for path in (undisturbed, tmp_path / "one")]
-    np.testing.assert_allclose(*(one["loss"] for one in found), rtol=1e-5)
-
-
-def test_a_signal_to_one_process_stops_both_at_the_same_step(undisturbed, tmp_path):
-    path = tmp_path / "run"
+def test_two_processes_stop_at_the_same_step_and_train_as_one(tmp_path):
+    path, of_one = tmp_path / "two", tmp_path / "one"
     with two_processes(path) as processes:
         wait_for_step(processes[0], 7)
         processes[1].send_signal(signal.SIGTERM)
@@ -103,8 +95,19 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(undisturbed, tmp_pa
     assert 7 < len(losses(path)) < STEPS
     with two_processes(path) as processes:
         assert finish(processes) == ([0, 0], "")
-    for x, y in zip(final_params(path), final_params(undisturbed), strict=True):
-        np.testing.assert_array_equal(x, y)
+    changes = {name.replace(".", "__"): value for name, value in KNOBS.items()}
+    train(config(**{**changes, "mesh__data": 2}), of_one)
+    np.testing.assert_allclose(losses(path), losses(of_one), rtol=1e-5)
+    found = [read_metrics(run, "evaluation")[-1]["loss"] for run in (path, of_one)]
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("processes") / "run"
+    with two_processes(path) as processes:
+        assert finish(processes) == ([0, 0], "")
+    return path
 
 
 @pytest.mark.slow
