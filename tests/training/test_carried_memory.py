@@ -22,7 +22,7 @@ from mmrec_jax.learning.evaluate import EvalTokens, evaluate, make_eval_step
 from mmrec_jax.learning.step import init_train_state, make_train_step
 from small_runs import config
 
-PROPERTY = settings(max_examples=40, deadline=None, database=None)
+PROPERTY = settings(max_examples=15, deadline=None, database=None)
 LANES, WINDOW, WINDOWS = 4, 32, 3  # of the batches in the training tests
 
 
