@@ -20,9 +20,10 @@ from mmrec_jax.errors import UserError
 DEAD_AFTER = 30  # seconds without a sign of life
 # What launchers tell each process of the number of processes. Of MPI's, only Open MPI before
 # version 5 is known to JAX; for the others it asks mpi4py.
-_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE")
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-_CLUSTERS = ("JOBSET_NAME", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
+_CLUSTERS = ("JOBSET_NAME", "MEGASCALE_COORDINATOR_ADDRESS")
+_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a TPU pod, separated by commas
 LOST = (
     "another process of this run has ended or cannot be reached; start all of them again with the "
     "same command, and they continue from the last checkpoint"
@@ -62,6 +63,8 @@ class Meeting(NamedTuple):
     def is_expected(self) -> bool:
         """Whether there are other processes, as far as this one can know before it meets them."""
         if self.coordinator is not None or any(name in os.environ for name in _CLUSTERS):
+            return True
+        if "," in os.environ.get(_HOSTS, ""):
             return True
         return any(int(os.environ.get(name, 1)) > 1 for name in _COUNTS)
 

@@ -18,7 +18,8 @@ from mmrec_jax.model.interface import ModelFunctions
 from mmrec_jax.model.lm import Output
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import read_metrics
-from mmrec_jax.training.loop import plan_run, train
+from mmrec_jax.training.beginning import plan_run
+from mmrec_jax.training.loop import train
 from small_runs import config
 
 VOCAB = 64

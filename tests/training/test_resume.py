@@ -15,7 +15,7 @@ from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import evaluate, make_eval_step
 from mmrec_jax.learning.step import init_train_state
 from mmrec_jax.runs.workdir import check_config, open_run
-from mmrec_jax.training.loop import plan_run
+from mmrec_jax.training.beginning import plan_run
 from small_runs import (
     command,
     config,

@@ -1,0 +1,155 @@
+"""What a run needs before its first step: its plan, the state to start from, and its peak."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from mmrec_jax.commands import processes
+from mmrec_jax.config import Config, flatten
+from mmrec_jax.data.batches import Batches, training_batches
+from mmrec_jax.data.dataset import Dataset, load_dataset
+from mmrec_jax.errors import UserError
+from mmrec_jax.files import write_text
+from mmrec_jax.learning.cost import count_flops
+from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.learning.peak import known_peak, measure_peak
+from mmrec_jax.learning.sharding import local_rows, make_mesh, placed, shardings
+from mmrec_jax.learning.step import TrainState, init_train_state
+from mmrec_jax.model.interface import ModelFunctions, mmrec
+from mmrec_jax.model.params import stack_layers, unstack_layers
+from mmrec_jax.runs import workdir as workdirs
+from mmrec_jax.runs.checkpoints import Checkpoints
+from mmrec_jax.runs.provenance import provenance
+from mmrec_jax.training.growing import Source, grown_state, open_source, slower_old_part
+from mmrec_jax.training.moment import Throughput
+from mmrec_jax.training.progress import Progress
+
+
+class Run(NamedTuple):
+    """Everything a run needs, made from its config before anything is written."""
+
+    config: Config
+    path: Path  # the workdir
+    mesh: Mesh
+    dataset: Dataset
+    batches: Batches
+    total_steps: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    model: ModelFunctions
+    source: Source | None  # what the model grows from, if there is no checkpoint yet
+    is_mmrec: bool
+
+
+def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) -> Run:
+    """Makes everything a run needs, and so detects errors in the config or the corpus.
+
+    `model` is MM-Rec unless another language model is given.
+
+    Raises:
+        UserError: something is wrong with the config, the corpus or the source.
+    """
+    if config.init_from and model is not None:
+        raise UserError(
+            f"init_from is {config.init_from!r}, but only MM-Rec can grow from another run; leave "
+            "it empty"
+        )
+    workdirs.check_config(path, config)
+    dataset = load_dataset(config)
+    source = None
+    if config.init_from and not workdirs.has_checkpoints(path):
+        source = open_source(config, dataset.tokenizer)
+    mesh = make_mesh(config, jax.devices())
+    rows = local_rows(mesh, config.train.batch_size)
+    batches = training_batches(dataset.train, config, rows)
+    total_steps = config.train.fixed_steps or config.train.num_epochs * batches.steps_per_epoch
+    schedule = learning_rate_schedule(config.train, total_steps)
+    optimizer = make_optimizer(config.train, schedule)
+    if config.init_from and config.growth.old_rate != 1:
+        optimizer = optax.chain(optimizer, slower_old_part(config))
+    is_mmrec = model is None
+    model = mmrec(config.model) if is_mmrec else model
+    return Run(
+        config,
+        path,
+        mesh,
+        dataset,
+        batches,
+        total_steps,
+        schedule,
+        optimizer,
+        model,
+        source,
+        is_mmrec,
+    )
+
+
+def agree(run: Run) -> None:
+    """Checks that all processes are about to do the same.
+
+    Raises:
+        UserError: they have different configs, texts or code.
+    """
+    config = json.loads(run.config.to_json())
+    mine = {
+        **{f"config.{key}": value for key, value in flatten(config).items()},
+        "the corpus": run.dataset.fingerprint,
+        "the revision of the code": provenance()["revision"],
+    }
+    first, *others = processes.tell_all(mine)
+    for index, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                raise UserError(
+                    f"{name} is {value!r} in process 0 and {other.get(name)!r} in process {index}; "
+                    "start all processes with the same command, text and code"
+                )
+
+
+def first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
+    """The state and progress to start from, and whether the run is new."""
+    config, seed = run.config, run.config.train.seed
+
+    def fresh():
+        return init_train_state(config, run.optimizer, jax.random.key(seed), model=run.model)
+
+    abstract = placed(jax.eval_shape(fresh), run.mesh)
+    restored = checkpoints.restore_newest(abstract, warn=print)
+    if restored is not None:
+        state, progress = restored[0], Progress.from_dict(restored[1])
+    elif run.source is None:
+        state, progress = jax.jit(fresh, out_shardings=shardings(abstract))(), Progress()
+    else:
+        tokenizer = run.dataset.tokenizer
+        state = grown_state(run.source, config, tokenizer, run.optimizer, run.mesh)
+        progress = Progress()
+    if run.model.stacks_layers:
+        stacked = placed(jax.eval_shape(stack_layers, abstract), run.mesh)
+        state = jax.device_put(stack_layers(state), shardings(stacked))
+    return state, progress, restored is None
+
+
+def as_saved(run: Run, state: TrainState) -> TrainState:
+    """A state as checkpoints have it: a block of parameters for each layer."""
+    layers = run.config.model.num_layers
+    return unstack_layers(state, layers) if run.model.stacks_layers else state
+
+
+def throughput(run: Run) -> Throughput:
+    """What the speed of a run is derived from; the peak of a CPU is kept in the workdir."""
+    tokens, device = run.config.train.step_tokens, run.mesh.devices.flat[0]
+    flops = count_flops(run.config).training * tokens if run.is_mmrec else None
+    peak = known_peak(device.device_kind)
+    if peak is not None:
+        peak *= run.mesh.size
+    elif device.platform == "cpu":  # the virtual devices of a host share its cores
+        file = run.path / "peak.json"
+        if not file.exists() and processes.is_first():
+            write_text(file, json.dumps({"flops_per_second": measure_peak()}) + "\n")
+        if file.exists():
+            peak = json.loads(file.read_text())["flops_per_second"] * jax.process_count()
+    return Throughput(tokens, run.mesh.size, flops, peak)
