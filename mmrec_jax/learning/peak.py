@@ -5,6 +5,7 @@ The peak of an accelerator is that of dense bfloat16 matrix products in its vend
 """
 
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +35,18 @@ def known_peak(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device_kind), None)
 
 
-def measure_peak() -> float:
-    """FLOP/s of this host in float32: those of the fastest of many matrix products.
+def measure_peak(devices: Sequence[jax.Device]) -> float:
+    """FLOP/s of devices of this host together, in float32: those of the fastest of many rounds.
 
-    If other programs take turns on the cores, the fastest is one that was not interrupted.
+    In a round each multiplies two matrices, because virtual devices share the cores of a host. If
+    other programs take turns on these, the fastest round is one that was not interrupted.
     """
-    x = jnp.ones((MEASURED_DIM, MEASURED_DIM))
-    multiply = jax.jit(jnp.matmul).lower(x, x).compile()
+    size = MEASURED_DIM, MEASURED_DIM
+    matrices = [jnp.ones(size, device=device) for device in devices]
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready([multiply(x, x) for x in matrices])  # compiles
     fastest, end = float("inf"), time.perf_counter() + MEASURED_SECONDS
     while (start := time.perf_counter()) < end:
-        multiply(x, x).block_until_ready()
+        jax.block_until_ready([multiply(x, x) for x in matrices])
         fastest = min(fastest, time.perf_counter() - start)
-    return 2 * MEASURED_DIM**3 / fastest
+    return len(matrices) * 2 * MEASURED_DIM**3 / fastest

@@ -149,7 +149,8 @@ def throughput(run: Run) -> Throughput:
     elif device.platform == "cpu":  # the virtual devices of a host share its cores
         file = run.path / "peak.json"
         if not file.exists() and processes.is_first():
-            write_text(file, json.dumps({"flops_per_second": measure_peak()}) + "\n")
+            measured = measure_peak(run.mesh.local_devices)
+            write_text(file, json.dumps({"flops_per_second": measured}) + "\n")
         if file.exists():
             peak = json.loads(file.read_text())["flops_per_second"] * jax.process_count()
     return Throughput(tokens, run.mesh.size, flops, peak)

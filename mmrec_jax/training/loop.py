@@ -26,7 +26,7 @@ from mmrec_jax.training import hooks
 from mmrec_jax.training.beginning import Run, agree, as_saved, first_state, plan_run, throughput
 from mmrec_jax.training.display import SHOWN_EPOCHS, Display
 from mmrec_jax.training.growing import compare
-from mmrec_jax.training.moment import Due, Hook, Journal, Moment, Timetable
+from mmrec_jax.training.moment import Due, Hook, Journal, Moment, Throughput, Timetable
 from mmrec_jax.training.profiling import Profile
 from mmrec_jax.training.progress import Progress
 from mmrec_jax.training.signals import StopSignals
@@ -56,6 +56,7 @@ def train(
     processes.first_alone(lambda: workdirs.prepare(path, config, run.dataset))
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(workdirs.locked(path)))
+        speed = throughput(run)  # measured on single devices, so without the mesh
         stack.enter_context(jax.set_mesh(run.mesh))
         signals = stack.enter_context(StopSignals())
         stack.enter_context(processes.losing_one())
@@ -71,7 +72,7 @@ def train(
         with _journal(run, state, progress, checkpoints, is_new) as journal:
             if is_new and run.source is not None:
                 _evaluate_start(run, state, journal)
-            _train(run, state, journal, signals, profile)
+            _train(run, state, journal, signals, speed, profile)
             checkpoints.wait()
     print(f"finished: {progress.finished}")
     print(f"best validation loss {progress.best}")
@@ -80,7 +81,12 @@ def train(
 
 
 def _train(
-    run: Run, state: TrainState, journal: Journal, signals: StopSignals, profile: bool
+    run: Run,
+    state: TrainState,
+    journal: Journal,
+    signals: StopSignals,
+    speed: Throughput,
+    profile: bool,
 ) -> None:
     """Runs the loop until the run has finished or is interrupted."""
     train, first_step = run.config.train, int(state.step)
@@ -93,7 +99,7 @@ def _train(
     )
     profiling = Profile(run.path / "profile", first_step, journal.display.say)
     numbers = hooks.FetchNumbers()
-    after_step = [*([profiling] if profile else []), *_hooks(run, journal, numbers)]
+    after_step = [*([profiling] if profile else []), *_hooks(run, journal, numbers, speed)]
     batches = prefetched(run.batches, first_step, run.total_steps, put)
     try:
         for step in range(first_step + 1, run.total_steps + 1):
@@ -114,7 +120,9 @@ def _train(
         profiling.close()
 
 
-def _hooks(run: Run, journal: Journal, numbers: hooks.FetchNumbers) -> list[Hook]:
+def _hooks(
+    run: Run, journal: Journal, numbers: hooks.FetchNumbers, speed: Throughput
+) -> list[Hook]:
     """The hooks to call after each step, in this order."""
     train = run.config.train
     step_tokens = train.step_tokens
@@ -130,7 +138,7 @@ def _hooks(run: Run, journal: Journal, numbers: hooks.FetchNumbers) -> list[Hook
         numbers,
         hooks.StopIfNotFinite(journal),
         hooks.CountSteps(journal),
-        hooks.LogSteps(journal, run.schedule, throughput(run)),
+        hooks.LogSteps(journal, run.schedule, speed),
         hooks.Evaluate(evaluation),
         hooks.KeepBest(journal),
         hooks.StopEarly(journal, train.patience, train.min_improvement),
