@@ -6,8 +6,8 @@
 
 The models (benchmarks/peers/models.py) have as many parameters as MM-Rec of the config, within 5%.
 Those with a window see as many tokens as MM-Rec can read, S + C + M. Each model is trained with
-seed 0 at each learning rate, then with the other seeds at the rate that had the lowest validation
-loss. With --tuning_steps, shorter runs at all rates come first, and only the two best are tried.
+seed 0 at the middle one of --rates and its two neighbours, then at the next ones in the direction
+of lower validation loss until the best is known, and with the other seeds at the best.
 All runs go through the loop that train.py uses, each in its own workdir: run the same command again
 after an interruption, and it goes on from there. Then all models take turns in a measurement of
 speed, and tables are printed.
@@ -30,12 +30,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/peers", "Folder of the runs.")
 _MODELS = flags.DEFINE_list("models", [], "Models, separated by commas; all if not given.")
-_RATES = flags.DEFINE_list("rates", ["5e-4", "1e-3", "2e-3", "4e-3"], "Peak learning rates to try.")
+_RATES = flags.DEFINE_list("rates", "5e-4,1e-3,2e-3,4e-3,8e-3", "Peak learning rates to try.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at the best learning rate.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Steps of each run; 0 for those of the config.")
-_TUNING_STEPS = flags.DEFINE_integer(
-    "tuning_steps", 0, "Steps of shorter runs that choose two of the rates; 0: all are tried."
-)
 _EVALUATIONS = flags.DEFINE_integer("evaluations", 8, "Evaluations per run.", lower_bound=1)
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What the tables show.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of the measurement of speed.")
@@ -65,10 +62,7 @@ def main():
     folder = Path(_WORKDIR.value)
     # What one run compiles is used by later ones, and after an interruption.
     jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
-    trained = [
-        train_model(row, folder, rates, _SEEDS.value, _SPLIT.value, _TUNING_STEPS.value)
-        for row in rows
-    ]
+    trained = [train_model(row, folder, rates, _SEEDS.value, _SPLIT.value) for row in rows]
     batches = training_batches(load_dataset(config).train, config)
     positions = (_NEAR.value, _FAR.value)
     training = speed.training_seconds(rows, batches, _ROUNDS.value, STEPS_PER_ROUND)

@@ -7,7 +7,7 @@ it began is resumed.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,6 @@ from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.training.loop import train
 
 DIVERGED = "diverged.txt"  # in the workdir of a run that has ended without a finite loss
-FINALISTS = 2  # rates that are compared at full length, if shorter runs try them all
 
 
 class Trained(NamedTuple):
@@ -48,51 +47,54 @@ class Trained(NamedTuple):
         return float(np.mean([np.interp(step, *curve) for curve in self.curves]))
 
 
-def run_config(config: Config, rate: float, seed: int, steps: int = 0) -> Config:
-    """A model's config at a learning rate, whose final value stays in proportion.
+def run_config(config: Config, rate: float, seed: int) -> Config:
+    """A model's config at a learning rate, whose final value stays in proportion."""
+    train = config.train
+    final = train.final_learning_rate * rate / train.learning_rate
+    changed = dataclasses.replace(train, learning_rate=rate, final_learning_rate=final, seed=seed)
+    return dataclasses.replace(config, train=changed)
+
+
+def try_rates(loss: Callable[[float], float], rates: Sequence[float]) -> dict[float, float]:
+    """Tries learning rates until the best one has been compared with its neighbours.
+
+    It begins in the middle and goes towards lower losses, so it finds the best of all rates if the
+    loss has one minimum.
 
     Args:
-        config, rate, seed: of the run.
-        steps: its length, with one evaluation at the end; 0: as the config has it.
+        loss: what a run at a rate ends with; infinite if it diverges.
+        rates: at least one, in ascending order.
+
+    Returns:
+        the losses of the rates that were tried.
     """
-    train = config.train
-    changes = {
-        "learning_rate": rate,
-        "final_learning_rate": train.final_learning_rate * rate / train.learning_rate,
-        "seed": seed,
-    }
-    if steps:
-        warmup = min(train.warmup_steps, steps // 10)
-        changes |= {"num_steps": steps, "num_tokens": 0, "warmup_steps": warmup, "eval_every": 0}
-    return dataclasses.replace(config, train=dataclasses.replace(train, **changes))
+    tried: dict[float, float] = {}
+    here, best = None, (len(rates) - 1) // 2
+    while here != best:
+        here = best
+        for rate in rates[max(here - 1, 0) : here + 2]:
+            if rate not in tried:
+                tried[rate] = loss(rate)
+        best = rates.index(min(tried, key=tried.get))
+    return tried
 
 
 def train_model(
-    model: Model,
-    folder: Path,
-    rates: Sequence[float],
-    seeds: int,
-    split: str,
-    tuning_steps: int = 0,
+    model: Model, folder: Path, rates: Sequence[float], seeds: int, split: str
 ) -> Trained:
     """Trains whatever is missing and evaluates the runs at the best learning rate.
 
     Args:
         model, folder: what to train, and where.
-        rates: learning rates to try, with seed 0.
+        rates: learning rates to try with seed 0, in ascending order; see `try_rates`.
         seeds: how many seeds to train at the best rate.
         split: what to evaluate on.
-        tuning_steps: length of runs that choose the rates to try; 0: all are tried. (Short runs
-            alone are no judge: they prefer higher rates.)
 
     Raises:
         UserError: bad input, or every learning rate diverged.
         Interrupted: after SIGTERM or Ctrl-C, once the state is saved.
     """
-    if tuning_steps and len(rates) > FINALISTS:
-        short = {rate: _lowest_loss(model, folder, rate, 0, tuning_steps) for rate in rates}
-        rates = sorted(sorted(short, key=short.get)[:FINALISTS])
-    tried = {rate: _lowest_loss(model, folder, rate, 0) for rate in rates}
+    tried = try_rates(lambda rate: _lowest_loss(model, folder, rate, 0), rates)
     best = min(tried, key=tried.get)
     if math.isinf(tried[best]):
         raise UserError(f"{model.name} diverged at every learning rate; give lower --rates")
@@ -117,13 +119,13 @@ def workdir(folder: Path, model: Model, rate: float, seed: int) -> Path:
     return folder / f"{model.name}_{rate:g}_{seed}"
 
 
-def _lowest_loss(model: Model, folder: Path, rate: float, seed: int, steps: int = 0) -> float:
+def _lowest_loss(model: Model, folder: Path, rate: float, seed: int) -> float:
     """Trains a run to its end; its lowest validation loss, or infinity if it diverged."""
-    path = workdir(folder / f"tuning_{steps}" if steps else folder, model, rate, seed)
+    path = workdir(folder, model, rate, seed)
     if (path / DIVERGED).exists():
         return math.inf
     try:
-        train(run_config(model.config, rate, seed, steps), path, model=model.functions)
+        train(run_config(model.config, rate, seed), path, model=model.functions)
     except UserError as error:
         if "not finite" not in str(error):
             raise

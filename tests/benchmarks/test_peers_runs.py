@@ -61,23 +61,25 @@ def test_more_seeds_are_trained_at_the_best_rate_alone(pretended, tmp_path):
     assert trained.carried == [(f"mmrec_0.002_{seed}", True) for seed in range(3)]
 
 
-def test_shorter_runs_choose_two_rates_to_try(pretended, tmp_path):
-    model, rates = our_model("mmrec", config()), [1e-3, 2e-3, 4e-3]
-    trained = runs.train_model(model, tmp_path, rates, 2, "validation", tuning_steps=50)
-    assert pretended == [(rate, 0) for rate in rates] + [(1e-3, 0), (2e-3, 0), (2e-3, 1)]
-    assert {path.name for path in (tmp_path / "tuning_50").iterdir()} == {
-        "mmrec_0.001_0",
-        "mmrec_0.002_0",
-        "mmrec_0.004_0",
-    }
-    assert set(trained.tried) == {1e-3, 2e-3}
-    assert trained.carried == [(f"mmrec_0.002_{seed}", True) for seed in range(2)]
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [(4, [2, 4, 8]), (16, [2, 4, 8, 16]), (8, [2, 4, 8, 16]), (1, [2, 4, 8, 1]), (2, [2, 4, 8, 1])],
+)
+def test_rates_are_tried_until_the_best_lies_between_two_others(best, expected):
+    calls = []
+
+    def loss(rate):
+        calls.append(rate)
+        return abs(rate - best)
+
+    tried = runs.try_rates(loss, [1, 2, 4, 8, 16])
+    assert calls == expected
+    assert min(tried, key=tried.get) == best
 
 
-def test_a_shorter_run_has_a_shorter_schedule():
-    cfg = config(train__num_steps=400, train__warmup_steps=30, train__eval_every=10)
-    train = runs.run_config(cfg, 4e-3, 5, steps=50).train
-    assert (train.fixed_steps, train.warmup_steps, train.eval_every) == (50, 5, 0)
+def test_a_search_that_begins_where_runs_diverge_finds_the_rate_that_does_not():
+    tried = runs.try_rates(lambda rate: math.inf if rate > 1 else 1.0, [1, 2, 4, 8, 16])
+    assert min(tried, key=tried.get) == 1
 
 
 def test_a_model_that_diverges_everywhere_is_an_error(pretended, tmp_path):
