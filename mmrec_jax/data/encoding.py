@@ -3,13 +3,12 @@
 import collections
 import concurrent.futures
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,16 +87,18 @@ def encode_block(tokenizer: Tokenizer, block: list[Piece]) -> Encoded:
     return Encoded(tokens, sum(len(piece.text) for piece in block), counts)
 
 
+# Encodes blocks, each with a key that its result gets as well.
+Encode = Callable[[Iterable[tuple[Any, list[Piece]]]], Iterator[tuple[Any, Encoded]]]
+
+
 @contextlib.contextmanager
-def encoder(
-    tokenizer: Tokenizer, characters: int
-) -> Iterator[Callable[[Iterable[list[Piece]]], Iterator[Encoded]]]:
+def encoder(tokenizer: Tokenizer, characters: int) -> Iterator[Encode]:
     """A function that encodes blocks in order, with only a few of them in memory at a time.
 
     If there are many `characters` to encode, it has one process per core, until the `with` ends.
     """
     if characters < LARGE:
-        yield functools.partial(map, functools.partial(encode_block, tokenizer))
+        yield lambda blocks: ((key, encode_block(tokenizer, block)) for key, block in blocks)
         return
     workers = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")  # not fork: a process that uses JAX has threads
@@ -105,14 +106,15 @@ def encoder(
         workers, context, _start_worker, (tokenizer.to_json(),)
     )
 
-    def encode(blocks: Iterable[list[Piece]]) -> Iterator[Encoded]:
-        under_way: collections.deque[concurrent.futures.Future] = collections.deque()
-        for block in blocks:
-            under_way.append(pool.submit(_encode, block))
+    def encode(blocks: Iterable[tuple[Any, list[Piece]]]) -> Iterator[tuple[Any, Encoded]]:
+        under_way: collections.deque[tuple[Any, concurrent.futures.Future]] = collections.deque()
+        for key, block in blocks:
+            under_way.append((key, pool.submit(_encode, block)))
             if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+                first, future = under_way.popleft()
+                yield first, future.result()
+        for key, future in under_way:
+            yield key, future.result()
 
     try:
         yield encode

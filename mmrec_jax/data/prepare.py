@@ -6,13 +6,15 @@ derived from the content of the corpus, its splits, the tokenizer and VERSION.
 <source>-<tokenizer>-<key>/
     index.json  tokenizer.json  train-00000.array_record ...  validation-...  test-...
 scans/          the Scan of each corpus, valid until its files change
+
+Processes that prepare the same corpus in the same cache, on one host or several, share the work
+(data/stretches.py).
 """
 
 import contextlib
 import errno
-import itertools
+import functools
 import json
-import operator
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from mmrec_jax.data.corpus import SPLITS, Corpus, Piece, split_pieces
 from mmrec_jax.data.encoding import blocks, encoder
 from mmrec_jax.data.scan import Scan, scan_corpus
 from mmrec_jax.data.sources import open_corpus
+from mmrec_jax.data.stretches import SharedEncoding, Stretch, stretches
 from mmrec_jax.data.token_cache import (
     VERSION,
     Damaged,
@@ -45,7 +48,7 @@ from mmrec_jax.data.tokenizers import (
     load_tokenizer,
 )
 from mmrec_jax.errors import UserError
-from mmrec_jax.files import new_folder
+from mmrec_jax.files import new_folder, write_text
 
 BPE_CHARACTERS = 50_000_000  # most characters to learn merges from, spread over the training split
 
@@ -64,11 +67,7 @@ def prepare(config: Config, say: Callable[[str], None] = print) -> Prepared:
     folder = root / _name(corpus, scan, config)
     if prepared := _open_or_say(folder, say):
         return prepared
-    with _explaining_errors(root), _locked(folder, say):
-        # Another process may have prepared it while this one waited.
-        if prepared := _open_or_say(folder, lambda _: None):
-            return prepared
-        shutil.rmtree(folder, ignore_errors=True)
+    with _explaining_errors(root):
         _write(corpus, scan, config, folder, say)
     return open_prepared(folder)
 
@@ -101,13 +100,22 @@ def _open_or_say(folder: Path, say: Callable[[str], None]) -> Prepared | None:
         return None
 
 
-def _locked(folder: Path, say: Callable[[str], None]) -> filelock.AcquireReturnProxy:
+@contextlib.contextmanager
+def _locked(folder: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """One process at a time is in such a block; whether the token files still have to be made."""
     lock = filelock.FileLock(folder.with_suffix(".lock"))
     try:
-        return lock.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except filelock.Timeout:
-        say("another process is preparing this corpus; waiting for it")
-        return lock.acquire()
+        say("another process is preparing this corpus; waiting for its next step")
+        lock.acquire()
+    try:
+        is_missing = _open_or_say(folder, lambda _: None) is None
+        if is_missing:
+            shutil.rmtree(folder, ignore_errors=True)
+        yield is_missing
+    finally:
+        lock.release()
 
 
 def _name(corpus: Corpus, scan: Scan, config: Config) -> str:
@@ -128,18 +136,48 @@ def _name(corpus: Corpus, scan: Scan, config: Config) -> str:
 def _write(
     corpus: Corpus, scan: Scan, config: Config, folder: Path, say: Callable[[str], None]
 ) -> None:
-    """Writes token files to a temporary folder, which becomes `folder` when it is complete."""
+    """Writes the token files, together with other processes that do the same."""
     start = time.perf_counter()
     small = sum(scan.characters) < 2**22
-    bar = Progress(transient=True, disable=small or not Console().is_terminal)
-    with new_folder(folder) as partial, bar:
-        tokenizer = _make_tokenizer(corpus, scan, config, bar)
-        counts = _write_files(corpus, scan, tokenizer, partial, bar)
-    num_bytes, seconds = sum(count.num_bytes for count in counts), time.perf_counter() - start
-    say(
-        f"prepared {sum(count.tokens for count in counts):,} tokens from {num_bytes / 1e6:,.1f} MB "
-        f"in {seconds:.1f} s ({num_bytes / 1e6 / seconds:.1f} MB/s): {folder}"
-    )
+    unfinished = folder.with_suffix(".encoded")
+    with Progress(transient=True, disable=small or not Console().is_terminal) as bar:
+        with _locked(folder, say) as is_missing:
+            if not is_missing:
+                return
+            tokenizer = _tokenizer(unfinished, lambda: _make_tokenizer(corpus, scan, config, bar))
+        if done := len(list(unfinished.glob("*.tokens"))):
+            say(f"{done} stretches of the text are already encoded, in {unfinished}")
+        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        shared = SharedEncoding(unfinished, folder, dtype)
+        with encoder(tokenizer, sum(scan.characters)) as encode:
+            found = None
+            while found is None or not shared.wait(found):
+                advance = functools.partial(bar.advance, _begin(bar, "encoding", scan))
+                found = shared.encode(stretches(corpus, scan), encode, advance)
+        with _locked(folder, say) as is_missing:
+            if is_missing:
+                counts = _join(shared, found, tokenizer, dtype, len(corpus.parts), folder)
+                seconds, here = time.perf_counter() - start, shared.num_bytes / 1e6
+                is_all = shared.num_bytes == counts.num_bytes
+                how = f"{here / seconds:.1f} MB/s" if is_all else f"{here:,.1f} MB encoded here"
+                say(
+                    f"prepared {counts.tokens:,} tokens from {counts.num_bytes / 1e6:,.1f} MB in "
+                    f"{seconds:.1f} s ({how}): {folder}"
+                )
+            else:
+                here = shared.num_bytes / 1e6
+                say(f"encoded {here:,.1f} MB here; another process has completed {folder}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _tokenizer(unfinished: Path, make: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokenizer, which is made only once for all that share the work."""
+    kept = unfinished / "tokenizer.json"
+    if not kept.exists():
+        tokenizer = make()
+        unfinished.mkdir(exist_ok=True)
+        write_text(kept, tokenizer.to_json())
+    return load_tokenizer(kept)
 
 
 def _make_tokenizer(corpus: Corpus, scan: Scan, config: Config, bar: Progress) -> Tokenizer:
@@ -185,42 +223,34 @@ def _all_pieces(corpus: Corpus, scan: Scan) -> Iterator[tuple[str, Piece]]:
         yield from split_pieces(part, characters)
 
 
-def _write_files(
-    corpus: Corpus, scan: Scan, tokenizer: Tokenizer, folder: Path, bar: Progress
-) -> list[TokenCounts]:
-    """Writes all files of the folder and returns the counts of each split."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    writers = {name: TokenWriter(folder / name, dtype, tokenizer.document) for name in SPLITS}
-    counts = dict.fromkeys(SPLITS, TokenCounts())
-    part_tokens: dict[str, list[int]] = {name: [] for name in SPLITS}
-    task = _begin(bar, "writing tokens", scan)
-    with encoder(tokenizer, sum(scan.characters)) as encode:
-        for part, characters in zip(corpus.parts, scan.characters, strict=True):
-            before = {name: counts[name].tokens for name in SPLITS}
-            pieces = split_pieces(part, characters)
-            for name, of_split in itertools.groupby(pieces, key=operator.itemgetter(0)):
-                for block in encode(blocks(piece for _, piece in of_split)):
-                    writers[name].write(block.tokens)
-                    counts[name] = counts[name].plus(block.counts)
-                    bar.advance(task, block.characters)
-            for name in SPLITS:
-                part_tokens[name].append(counts[name].tokens - before[name])
-    index = {
-        "version": VERSION,
-        "dtype": dtype.name,
-        "tokenizer": text_digest(tokenizer.to_json()),
-        "splits": {
-            name: {
-                "counts": counts[name]._asdict(),
-                "part_tokens": part_tokens[name],
-                **writer.close(),
-            }
-            for name, writer in writers.items()
-        },
-    }
-    (folder / "tokenizer.json").write_text(tokenizer.to_json())
-    (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return list(counts.values())
+def _join(
+    shared: SharedEncoding,
+    found: list[Stretch],
+    tokenizer: Tokenizer,
+    dtype: np.dtype,
+    num_parts: int,
+    folder: Path,
+) -> TokenCounts:
+    """Makes the folder of token files from all stretches; the counts of all splits together."""
+    index = {"version": VERSION, "dtype": dtype.name}
+    index |= {"tokenizer": text_digest(tokenizer.to_json()), "splits": {}}
+    total = TokenCounts()
+    with new_folder(folder) as partial:
+        for name in SPLITS:
+            counts, part_tokens = TokenCounts(), [0] * num_parts
+            writer = TokenWriter(partial / name, dtype, tokenizer.document)
+            for stretch in found:
+                if stretch.split == name:
+                    writer.write(shared.tokens(stretch))
+                    of_stretch = shared.counts(stretch)
+                    counts = counts.plus(of_stretch)
+                    part_tokens[stretch.part] += of_stretch.tokens
+            described = {"counts": counts._asdict(), "part_tokens": part_tokens}
+            index["splits"][name] = described | writer.close()
+            total = total.plus(counts)
+        (partial / "tokenizer.json").write_text(tokenizer.to_json())
+        (partial / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return total
 
 
 def _begin(bar: Progress, what: str, scan: Scan) -> TaskID:

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pydoc_data.topics
+import re
 import shutil
 import signal
 import subprocess
@@ -300,29 +301,37 @@ def large_text(tmp_path_factory):
     return path
 
 
+def wait_for(condition):
+    """Waits until a condition holds."""
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
 def test_after_a_kill_or_in_parallel_the_files_equal_those_of_an_undisturbed_run(
     large_text, cache, tmp_path
 ):
     process = prepare_command(large_text)
-    deadline = time.monotonic() + 60
-    while not list(cache.glob("*.partial/train*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    (first,) = wait_for(lambda: list(cache.glob("*.encoded/*.tokens")))[:1]
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert list(cache.glob("*.partial"))
     assert not list(cache.glob("*/index.json"))
-    while any(Path(f"/proc/{child}").exists() for child in children):  # workers exit, too
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
+    written = first.stat()
     both = [prepare_command(large_text) for _ in range(2)]
+    keep = os.open(first, os.O_RDONLY)  # what was done is not done again, though it is deleted
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
+    assert os.fstat(keep).st_mtime_ns == written.st_mtime_ns
+    os.close(keep)
     assert sum("\nprepared " in out for out, _ in outputs) == 1
-    assert sum("another process is preparing this corpus" in out for out, _ in outputs) == 1
-    assert not list(cache.glob("*.partial"))
+    assert not list(cache.glob("*.partial")) + list(cache.glob("*.encoded"))
+    texts = [re.search(r"([\d.]+) MB encoded here|encoded ([\d.]+) MB here", x) for x, _ in outputs]
+    encoded = [float(text[1] or text[2]) for text in texts if text]
 
     other = prepare_command(large_text, MMREC_CACHE_DIR=str(tmp_path / "other"))
     assert "\nprepared " in other.communicate(timeout=120)[0]
@@ -332,19 +341,18 @@ def test_after_a_kill_or_in_parallel_the_files_equal_those_of_an_undisturbed_run
         assert disturbed[name] == undisturbed[name]
     counts = json.loads(undisturbed["index.json"])["splits"]["train"]["counts"]
     assert counts["num_bytes"] >= 0.9 * LARGE_TEXT
+    assert 0 < sum(encoded) < large_text.stat().st_size / 1e6 - 3  # without the first stretch
 
 
-def test_ctrl_c_prints_one_line_and_leaves_nothing_behind(large_text, cache):
+def test_ctrl_c_prints_one_line_and_keeps_what_is_done(large_text, cache):
     process = prepare_command(large_text)
-    deadline = time.monotonic() + 60
-    while not list(cache.glob("*.partial/train*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: list(cache.glob("*.encoded/*.tokens")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     line = one_error_line(subprocess.CompletedProcess([], process.returncode, out, err))
     assert (process.returncode, line) == (130, "error: interrupted")
     assert not list(cache.glob("*.partial"))
+    assert {path.suffix for path in cache.glob("*.encoded/*")} <= {".json", ".lock", ".tokens"}
 
 
 # --- what cannot be written ---
