@@ -64,9 +64,12 @@ class Meeting(NamedTuple):
         """Whether there are other processes, as far as this one can know before it meets them."""
         if self.coordinator is not None or any(name in os.environ for name in _CLUSTERS):
             return True
-        if "," in os.environ.get(_HOSTS, ""):
-            return True
-        return any(int(os.environ.get(name, 1)) > 1 for name in _COUNTS)
+        return "," in os.environ.get(_HOSTS, "") or self.launched > 1
+
+    @property
+    def launched(self) -> int:
+        """The number of processes that a launcher has started, if it says so; otherwise 1."""
+        return max(int(os.environ.get(name, 1)) for name in _COUNTS)
 
 
 def supervise(meeting: Meeting, folder: Path) -> None:
@@ -82,8 +85,9 @@ def supervise(meeting: Meeting, folder: Path) -> None:
         die_with_parent()
         return
     environment = {**os.environ, _SUPERVISED: str(os.getpid())}
+    # A launcher of MPI may have opened a file for the process that does the work.
     worker = subprocess.Popen(
-        [sys.executable, *sys.orig_argv[1:]], env=environment, process_group=0
+        [sys.executable, *sys.orig_argv[1:]], env=environment, process_group=0, close_fds=False
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: worker.send_signal(number))
@@ -119,6 +123,15 @@ def join(meeting: Meeting, folder: Path) -> None:
         any(name in os.environ for name in _MPI) and "OMPI_MCA_orte_hnp_uri" not in os.environ
     )
     method = "deactivate" if by_hand else "mpi4py" if from_mpi else None
+    if method == "mpi4py":
+        try:
+            from mpi4py import MPI  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "to find each other, processes that MPI has launched need the package mpi4py for "
+                f"the same MPI ({error}); install it, or give --coordinator, --num_processes and "
+                "--process_id to each"
+            ) from error
     folder.mkdir(parents=True, exist_ok=True)
     start = _log_of_start(folder, os.getpid())
     _log_libraries(start)
@@ -134,6 +147,11 @@ def join(meeting: Meeting, folder: Path) -> None:
         raise UserError(meeting.has_failed(str(error))) from error
     finally:
         start.unlink()
+    if not by_hand and jax.process_count() < meeting.launched:
+        raise UserError(
+            f"{meeting.launched} processes were launched, and {jax.process_count()} have met; give "
+            "--coordinator, --num_processes and --process_id to each"
+        )
     log = _log_libraries(folder / f"process_{jax.process_index()}.log")
     if not is_first():
         sys.stdout = sys.stderr = log

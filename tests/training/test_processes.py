@@ -146,3 +146,10 @@ def test_a_process_that_stays_alone_says_so(tmp_path):
 def test_all_three_flags_are_needed(tmp_path):
     result = run("train.py", *flags(tmp_path / "run"), "--num_processes=2")
     assert "--coordinator and --process_id are missing" in one_error_line(result)
+
+
+def test_processes_that_mpi_has_launched_do_not_train_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "2")  # as MPICH sets it, with no MPI behind it
+    result = run("train.py", *flags(tmp_path / "run"))
+    assert "give --coordinator, --num_processes and --process_id to each" in one_error_line(result)
+    assert not (tmp_path / "run").exists()
