@@ -37,10 +37,13 @@ def make_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
             f"{len(devices)} devices; several processes have to use all of them. Make "
             "train.batch_size a multiple of their number, or start fewer"
         )
-    axis_types = (AxisType.Auto,) * 2
-    return jax.make_mesh(
-        shape, (DATA, FSDP), axis_types=axis_types, devices=devices[: math.prod(shape)]
-    )
+    return _mesh(shape, devices)
+
+
+def evaluation_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh on which a run is evaluated: the nearest to its own that these devices allow."""
+    shape = _nearest(config, config.train.eval_batch_size, len(devices))[0]
+    return _mesh(shape, devices)
 
 
 def mesh_shape(config: Config, num_devices: int) -> tuple[int, int]:
@@ -53,6 +56,25 @@ def mesh_shape(config: Config, num_devices: int) -> tuple[int, int]:
     """
     train = config.train
     rows = train.batch_size // train.accumulate_steps
+    nearest, distance = _nearest(config, rows, num_devices)
+    if distance == 0:
+        return nearest
+    data, fsdp = config.mesh.data, config.mesh.fsdp
+    of = f"train.batch_size {train.batch_size}"
+    if train.accumulate_steps > 1:
+        of += f" / train.accumulate_steps {train.accumulate_steps}"
+    raise UserError(
+        f"mesh.data {data} x mesh.fsdp {fsdp} does not fit: there are {num_devices} devices, and "
+        f"they have to divide the {rows} sequences of {of}; the nearest that fits is "
+        f"--config.mesh.data={nearest[0]} --config.mesh.fsdp={nearest[1]}"
+    )
+
+
+def _nearest(config: Config, rows: int, num_devices: int) -> tuple[tuple[int, int], int]:
+    """The nearest mesh to that of a config whose devices divide rows evenly, and its distance.
+
+    Of several, it is the one with the most devices.
+    """
     sizes = [size for size in range(1, min(rows, num_devices) + 1) if rows % size == 0]
     possible = [
         (data, fsdp)
@@ -64,18 +86,16 @@ def mesh_shape(config: Config, num_devices: int) -> tuple[int, int]:
     def distance(shape):
         return sum(abs(x - want) for x, want in zip(shape, wanted, strict=True) if want != -1)
 
-    # Of those with the fixed sizes, or else near them, the one with the most devices.
     nearest = min(possible, key=lambda shape: (distance(shape), -math.prod(shape)))
-    if distance(nearest) == 0:
-        return nearest
-    data, fsdp = wanted
-    of = f"train.batch_size {train.batch_size}"
-    if train.accumulate_steps > 1:
-        of += f" / train.accumulate_steps {train.accumulate_steps}"
-    raise UserError(
-        f"mesh.data {data} x mesh.fsdp {fsdp} does not fit: there are {num_devices} devices, and "
-        f"they have to divide the {rows} sequences of {of}; the nearest that fits is "
-        f"--config.mesh.data={nearest[0]} --config.mesh.fsdp={nearest[1]}"
+    return nearest, distance(nearest)
+
+
+def _mesh(shape: tuple[int, int], devices: Sequence[jax.Device]) -> Mesh:
+    return jax.make_mesh(
+        shape,
+        (DATA, FSDP),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=devices[: math.prod(shape)],
     )
 
 

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mmrec_jax.data.batches import Batch, SplitWindows, TextWindows
 from mmrec_jax.data.sources.text_files import stream_text
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.breakdown import DRAWS, FEWEST, Breakdown
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step, state_bytes
+from mmrec_jax.learning.sharding import evaluation_mesh
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.params import Params
 from mmrec_jax.report.drawing import draw
@@ -34,6 +36,7 @@ class Subject(NamedTuple):
     run: Run
     checkpoint: str
     step: int
+    mesh: Mesh
     params: Params
 
     def facts(self) -> dict:
@@ -55,8 +58,9 @@ class Subject(NamedTuple):
         tokens, ones = np.zeros(shape, np.int32), np.ones(shape, np.float32)
         batch = Batch(tokens, tokens, tokens, ones, np.ones(text.batch_size, bool))
         memory = init_state(self.run.config.model, text.batch_size) if carry_memory else None
-        jax.block_until_ready(eval_step(self.params, batch, memory))
-        return evaluate(eval_step, self.params, text, self.run.config, carry_memory, distances=True)
+        with jax.set_mesh(self.mesh):
+            jax.block_until_ready(eval_step(self.params, batch, memory))
+            return evaluate(eval_step, self.params, text, self.run.config, carry_memory, True)
 
 
 def read_subject(run: Run, checkpoint: str) -> Subject:
@@ -66,7 +70,8 @@ def read_subject(run: Run, checkpoint: str) -> Subject:
         UserError: it is missing or cannot be read.
     """
     step = run.checkpoints.resolve(checkpoint)
-    return Subject(run, checkpoint, step, run.params(step))
+    mesh = evaluation_mesh(run.config, jax.devices())
+    return Subject(run, checkpoint, step, mesh, run.params(step, mesh))
 
 
 def text_windows(run: Run, text: Path) -> TextWindows:

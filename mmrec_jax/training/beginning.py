@@ -1,5 +1,6 @@
 """What a run needs before its first step: its plan, the state to start from, and its peak."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -147,10 +148,19 @@ def throughput(run: Run) -> Throughput:
     if peak is not None:
         peak *= run.mesh.size
     elif device.platform == "cpu":  # the virtual devices of a host share its cores
-        file = run.path / "peak.json"
-        if not file.exists() and processes.is_first():
-            measured = measure_peak(run.mesh.local_devices)
-            write_text(file, json.dumps({"flops_per_second": measured}) + "\n")
-        if file.exists():
-            peak = json.loads(file.read_text())["flops_per_second"] * jax.process_count()
+        peak = _kept_peak(run)
+        if peak is not None:
+            peak *= jax.process_count()
     return Throughput(tokens, run.mesh.size, flops, peak)
+
+
+def _kept_peak(run: Run) -> float | None:
+    """The peak of this host's CPU in FLOP/s, measured once for a workdir."""
+    file = run.path / "peak.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(file.read_text())["flops_per_second"])
+    if not processes.is_first():
+        return None
+    measured = measure_peak(run.mesh.local_devices)
+    write_text(file, json.dumps({"flops_per_second": measured}) + "\n")
+    return measured

@@ -8,10 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from configs import mmrec_7b
+from mmrec_jax.config import from_mapping
+from mmrec_jax.data.batches import SplitWindows
 from mmrec_jax.learning import sharding
 from mmrec_jax.learning.compiled import collectives, compile_step
-from mmrec_jax.learning.sharding import make_mesh
+from mmrec_jax.learning.sharding import evaluation_mesh, make_mesh
+from mmrec_jax.report.evaluation import read_subject
 from mmrec_jax.runs.metrics import read_metrics
+from mmrec_jax.runs.workdir import open_run
 from mmrec_jax.training.loop import train
 from small_runs import config, final_params
 
@@ -31,6 +36,7 @@ def small(data, fsdp, **changes):
     """Everything that could depend on the devices: random masks, carried memory, micro-batches."""
     plain = {
         "train__batch_size": 16,
+        "train__eval_batch_size": 8,
         "train__accumulate_steps": 2,
         "train__carry_memory": True,
         "train__carry_windows": 2,
@@ -142,6 +148,18 @@ def test_growth_does_not_depend_on_the_devices(runs, tmp_path, capsys):
     np.testing.assert_allclose(starts[2, 4][0], of_source, rtol=1e-5)
 
 
+def test_a_run_is_evaluated_on_its_devices_or_on_those_that_there_are(runs):
+    run = open_run(runs[2, 4])
+    subject = read_subject(run, "final")
+    assert dict(subject.mesh.shape) == {"data": 2, "fsdp": 4}
+    alone = evaluation_mesh(run.config, jax.devices()[:1])
+    assert alone.size == 1
+    on_one = subject._replace(mesh=alone, params=run.params(subject.step, alone))
+    text = SplitWindows(run.split("test"), 8, run.config.train.seq_len)
+    losses = [each.evaluate(text, carry_memory=True).loss for each in (subject, on_one)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
 # --- what devices send each other ---
 
 
@@ -158,3 +176,14 @@ def test_devices_do_not_wait_for_each_other_inside_a_sequence(scan_layers):
     kernels = 11 * cfg.model.num_layers
     gathers = sum(x.times for x in found if x.kind == "all-gather")
     assert gathers >= 2 * kernels
+
+
+@pytest.mark.slow
+def test_devices_do_not_wait_for_each_other_inside_a_sequence_of_a_large_model():
+    values = mmrec_7b.get_config()
+    values.model.num_layers = 2
+    cfg = from_mapping(values)
+    cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=8))
+    compiled = compile_step(cfg, make_mesh(cfg, jax.devices()))
+    found = collectives(compiled.as_text(), {"layers": 2, "micro_batches": 1})
+    assert {collective.loop for collective in found} == {None}
