@@ -9,6 +9,7 @@ import optax
 
 from mmrec_jax.config import TrainConfig
 from mmrec_jax.errors import UserError
+from mmrec_jax.model.layout import by_layer
 from mmrec_jax.model.params import has_stacked_layers
 
 
@@ -129,10 +130,24 @@ def _by_map(update: optax.GradientTransformation) -> optax.GradientTransformatio
     """Applies an update to trees in which kernels that hold several linear maps are divided."""
 
     def divided(of_updates, state, params):
+        # To divide kernels, and to make their updates orthogonal, takes complete matrices.
+        of_updates, state, params = _by_layer((of_updates, state, params))
         by_map, state = update.update(_divide(of_updates), state, _divide(params))
-        return jax.tree.map(_whole, of_updates, by_map), state
+        return _by_layer((jax.tree.map(_whole, of_updates, by_map), state))
 
     return optax.GradientTransformation(lambda params: update.init(_divide(params)), divided)
+
+
+def _by_layer(tree):
+    """Trees of parameters; of stacked layers, each device has some with all of their matrices."""
+
+    def place(part):
+        if not has_stacked_layers(part):
+            return part
+        blocks = jax.tree.map(lambda x: by_layer(x) if x.ndim > 2 else x, part["blocks"])
+        return {**part, "blocks": blocks}
+
+    return jax.tree.map(place, tree, is_leaf=has_stacked_layers)
 
 
 _P = 4  # the place of p's map in W_fused

@@ -29,6 +29,11 @@ def everywhere(tree: Any) -> Any:
     return jax.tree.map(lambda x: _constrain(x, EVERYWHERE), tree)
 
 
+def by_layer(x: jax.Array) -> jax.Array:
+    """Stacked layers, of which each device of `fsdp` has some, or none if there are more devices."""
+    return _constrain(x, PartitionSpec(FSDP)) if is_gathering() else x
+
+
 def gathered(params: Any) -> Any:
     """Parameters that every device has completely; their gradients may be divided again."""
     return jax.tree.map(_gather, params) if is_gathering() else params

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import shutil
 
 import jax
@@ -14,6 +15,7 @@ from mmrec_jax.data.batches import SplitWindows
 from mmrec_jax.learning import sharding
 from mmrec_jax.learning.compiled import collectives, compile_step
 from mmrec_jax.learning.sharding import evaluation_mesh, make_mesh
+from mmrec_jax.model.params import param_shapes
 from mmrec_jax.report.evaluation import read_subject
 from mmrec_jax.runs.metrics import read_metrics
 from mmrec_jax.runs.workdir import open_run
@@ -179,11 +181,14 @@ def test_devices_do_not_wait_for_each_other_inside_a_sequence(scan_layers):
 
 
 @pytest.mark.slow
-def test_devices_do_not_wait_for_each_other_inside_a_sequence_of_a_large_model():
+def test_the_weights_of_a_large_model_are_gathered_twice_per_step():
+    """Once before each pass; neither in a loop over time nor for the optimizer."""
     values = mmrec_7b.get_config()
-    values.model.num_layers = 2
+    values.model.num_layers = values.train.batch_size = len(jax.devices())
     cfg = from_mapping(values)
-    cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=8))
     compiled = compile_step(cfg, make_mesh(cfg, jax.devices()))
-    found = collectives(compiled.as_text(), {"layers": 2, "micro_batches": 1})
+    found = collectives(compiled.as_text(), {"layers": cfg.model.num_layers, "micro_batches": 1})
     assert {collective.loop for collective in found} == {None}
+    gathered = sum(x.bytes * x.times for x in found if x.kind == "all-gather")
+    weights = sum(4 * math.prod(x.shape) for x in jax.tree.leaves(param_shapes(cfg.model)))
+    assert 1.9 * weights < gathered < 2.0 * weights

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -102,25 +103,21 @@ def test_two_processes_stop_at_the_same_step_and_train_as_one(tmp_path):
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    path = tmp_path_factory.mktemp("processes") / "run"
-    with two_processes(path) as processes:
-        assert finish(processes) == ([0, 0], "")
-    return path
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_process_dies_the_other_ends_and_the_run_can_go_on(undisturbed, tmp_path, victim):
-    path = tmp_path / "run"
-    with two_processes(path) as processes:
-        wait_for_step(processes[0], 25)
-        os.kill(processes[victim].pid, signal.SIGKILL)
-        codes, error = finish(processes)
-    assert codes[victim] == -signal.SIGKILL
-    assert codes[1 - victim] == 1
-    assert error == ("" if victim == 0 else f"error: {LOST}\n")
+def test_a_run_whose_processes_are_killed_ten_times_ends_like_an_undisturbed_one(tmp_path):
+    path, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    with two_processes(undisturbed) as processes:
+        assert finish(processes) == ([0, 0], "")
+    rng = random.Random(0)
+    for step in sorted(rng.sample(range(3, STEPS - 3, 3), 10)):
+        victim = rng.randrange(2)
+        with two_processes(path) as processes:
+            wait_for_step(processes[0], step)
+            os.kill(processes[victim].pid, signal.SIGKILL)
+            codes, error = finish(processes)
+        assert codes[victim] == -signal.SIGKILL
+        assert codes[1 - victim] == 1
+        assert error == ("" if victim == 0 else f"error: {LOST}\n")
     with two_processes(path) as processes:
         assert finish(processes) == ([0, 0], "")
     for x, y in zip(final_params(path), final_params(undisturbed), strict=True):
