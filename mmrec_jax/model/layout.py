@@ -30,7 +30,7 @@ def everywhere(tree: Any) -> Any:
 
 
 def by_layer(x: jax.Array) -> jax.Array:
-    """Stacked layers, of which each device of `fsdp` has some, or none if there are more devices."""
+    """Stacked layers, of which each device of `fsdp` has some (or none, if there are too few)."""
     return _constrain(x, PartitionSpec(FSDP)) if is_gathering() else x
 
 
