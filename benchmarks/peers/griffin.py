@@ -97,10 +97,11 @@ def default_hidden(dim: int) -> int:
 
 
 def make(config: ModelConfig, hidden: int, rngs: nnx.Rngs, window: int) -> Stack:
-    """Griffin with local attention over `window` tokens in layers 3, 6, ..."""
+    """Griffin with local attention over `window` tokens in layers 3, 6, ..., or in 2 of 2."""
     layers = range(config.num_layers)
+    local = {1} if len(layers) == 2 else set(layers[2::3])
     mixers = [
-        Attention(config, rngs, window, 1) if index % 3 == 2 else RecurrentBlock(config, rngs)
+        Attention(config, rngs, window, 1) if index in local else RecurrentBlock(config, rngs)
         for index in layers
     ]
     return Stack(config, rngs, mixers, [GatedMLP(config, hidden, nnx.gelu, rngs) for _ in layers])

@@ -170,6 +170,14 @@ def test_the_delta_rule_stays_exact_if_all_keys_are_equal():
     close(jax.jit(deltanet.inverse_plus_one)(A), exact, 1e-6)
 
 
+@pytest.mark.parametrize(("layers", "local"), [(1, []), (2, [1]), (3, [2]), (7, [2, 5])])
+def test_griffin_has_local_attention_even_with_two_layers(layers, local):
+    shape = ModelConfig(vocab_size=VOCAB, dim=8, num_layers=layers, num_heads=2, chunk_len=4)
+    mixers = griffin.make(shape, 16, nnx.Rngs(0), window=8).mixers
+    found = [i for i, mixer in enumerate(mixers) if isinstance(mixer.inner, Attention)]
+    assert found == local
+
+
 def test_griffin_follows_its_equations():
     shape = ModelConfig(
         vocab_size=VOCAB, dim=8, num_layers=1, num_heads=2, chunk_len=4, short_term=0, long_term=0
