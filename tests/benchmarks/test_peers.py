@@ -172,7 +172,8 @@ def test_the_delta_rule_stays_exact_if_all_keys_are_equal():
 
 @pytest.mark.parametrize(("layers", "local"), [(1, []), (2, [1]), (3, [2]), (7, [2, 5])])
 def test_griffin_has_local_attention_even_with_two_layers(layers, local):
-    shape = ModelConfig(vocab_size=VOCAB, dim=8, num_layers=layers, num_heads=2, chunk_len=4)
+    sizes = {"vocab_size": VOCAB, "dim": 8, "num_heads": 2, "num_layers": layers}
+    shape = ModelConfig(**sizes, chunk_len=4, short_term=0, long_term=0)
     mixers = griffin.make(shape, 16, nnx.Rngs(0), window=8).mixers
     found = [i for i, mixer in enumerate(mixers) if isinstance(mixer.inner, Attention)]
     assert found == local
