@@ -3,10 +3,12 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import time
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -45,19 +47,30 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+def config_of_one(**changes):
+    """The same run in one process of four devices."""
+    values = {**KNOBS, "mesh.data": 2, **changes}
+    return config(**{name.replace(".", "__"): value for name, value in values.items()})
+
+
 @contextlib.contextmanager
-def two_processes(path, **changes_of_second):
+def two_processes(path, changes=MappingProxyType({}), of_second=MappingProxyType({})):
     """Two processes of two devices each, which are killed in the end."""
     meet = [f"--coordinator={free_address()}", "--num_processes=2", "--connect_timeout=60"]
     started = [
         subprocess.Popen(
-            command("train.py", *flags(path, **changes), *meet, f"--process_id={index}"),
+            command(
+                "train.py",
+                *flags(path, **{**changes, **more}),
+                *meet,
+                f"--process_id={index}",
+            ),
             env={**environment(), "JAX_NUM_CPU_DEVICES": "2"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index, changes in enumerate(({}, changes_of_second))
+        for index, more in enumerate(({}, of_second))
     ]
     try:
         yield started
@@ -96,11 +109,36 @@ def test_two_processes_stop_at_the_same_step_and_train_as_one(tmp_path):
     assert 7 < len(losses(path)) < STEPS
     with two_processes(path) as processes:
         assert finish(processes) == ([0, 0], "")
-    changes = {name.replace(".", "__"): value for name, value in KNOBS.items()}
-    train(config(**{**changes, "mesh__data": 2}), of_one)
+    train(config_of_one(), of_one)
     np.testing.assert_allclose(losses(path), losses(of_one), rtol=1e-5)
     found = [read_metrics(run, "evaluation")[-1]["loss"] for run in (path, of_one)]
     np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_continues_with_more_or_fewer_processes(tmp_path):
+    saved = {"train.checkpoint_every": 20, "train.keep_checkpoints": 9}
+    of_two, of_one = tmp_path / "two", tmp_path / "one"
+    with two_processes(of_two, saved) as processes:
+        assert finish(processes) == ([0, 0], "")
+    for data in (1, 2):
+        path = shorten(of_two, tmp_path / f"two_{data}")
+        train(config_of_one(**saved, **{"mesh.data": data}), path)
+        np.testing.assert_allclose(losses(path), losses(of_two), rtol=1e-5)
+    train(config_of_one(**saved), of_one)
+    path = shorten(of_one, tmp_path / "one_two")
+    with two_processes(path, saved) as processes:
+        assert finish(processes) == ([0, 0], "")
+    np.testing.assert_allclose(losses(path), losses(of_one), rtol=1e-5)
+
+
+def shorten(run, path):
+    """A copy of a run that has only its checkpoint of step 20."""
+    shutil.copytree(run, path)
+    for checkpoint in (path / "checkpoints").glob("[0-9]*"):
+        if checkpoint.name != "20":
+            shutil.rmtree(checkpoint)
+    return path
 
 
 @pytest.mark.slow
@@ -125,7 +163,7 @@ def test_a_run_whose_processes_are_killed_ten_times_ends_like_an_undisturbed_one
 
 
 def test_processes_with_different_configs_are_refused(tmp_path):
-    with two_processes(tmp_path / "run", **{"train.seed": 3}) as processes:
+    with two_processes(tmp_path / "run", of_second={"train.seed": 3}) as processes:
         codes, error = finish(processes)
     assert codes == [1, 1]
     assert error.count("\n") == 1
