@@ -9,7 +9,8 @@ import optax
 
 from mmrec_jax.config import TrainConfig
 from mmrec_jax.errors import UserError
-from mmrec_jax.model.layout import by_layer
+from mmrec_jax.learning.sharding import partition
+from mmrec_jax.model.layout import by_layer, from_layers, is_gathering
 from mmrec_jax.model.params import has_stacked_layers
 
 
@@ -131,23 +132,44 @@ def _by_map(update: optax.GradientTransformation) -> optax.GradientTransformatio
 
     def divided(of_updates, state, params):
         # To divide kernels, and to make their updates orthogonal, takes complete matrices.
+        before = of_updates, state
         of_updates, state, params = _by_layer((of_updates, state, params))
         by_map, state = update.update(_divide(of_updates), state, _divide(params))
-        return _by_layer((jax.tree.map(_whole, of_updates, by_map), state))
+        return _as_before((jax.tree.map(_whole, of_updates, by_map), state), before)
 
     return optax.GradientTransformation(lambda params: update.init(_divide(params)), divided)
 
 
 def _by_layer(tree):
     """Trees of parameters; of stacked layers, each device has some with all of their matrices."""
+    return _map_layers(by_layer, tree)
 
-    def place(part):
+
+def _as_before(tree, before):
+    """The opposite of `_by_layer`."""
+
+    def divide(x, like):
+        layout = partition((), like.shape, jax.sharding.get_abstract_mesh())
+        return from_layers(x, len(like), layout)
+
+    return _map_layers(divide, tree, before)
+
+
+def _map_layers(function, tree, *more):
+    """Applies a function to the matrices of stacked layers, if devices share the parameters."""
+
+    def map_part(part, *others):
         if not has_stacked_layers(part):
             return part
-        blocks = jax.tree.map(lambda x: by_layer(x) if x.ndim > 2 else x, part["blocks"])
-        return {**part, "blocks": blocks}
+        blocks = (other["blocks"] for other in others)
+        mapped = jax.tree.map(
+            lambda x, *xs: function(x, *xs) if x.ndim > 2 else x, part["blocks"], *blocks
+        )
+        return {**part, "blocks": mapped}
 
-    return jax.tree.map(place, tree, is_leaf=has_stacked_layers)
+    if not is_gathering():
+        return tree
+    return jax.tree.map(map_part, tree, *more, is_leaf=has_stacked_layers)
 
 
 _P = 4  # the place of p's map in W_fused

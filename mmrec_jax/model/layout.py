@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 DATA, FSDP = "data", "fsdp"
@@ -30,8 +31,14 @@ def everywhere(tree: Any) -> Any:
 
 
 def by_layer(x: jax.Array) -> jax.Array:
-    """Stacked layers, of which each device of `fsdp` has some (or none, if there are too few)."""
-    return _constrain(x, PartitionSpec(FSDP)) if is_gathering() else x
+    """Stacked layers, and zeros, so that each device of `fsdp` has as many."""
+    missing = -len(x) % jax.sharding.get_abstract_mesh().shape[FSDP]
+    return _constrain(jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), PartitionSpec(FSDP))
+
+
+def from_layers(x: jax.Array, num_layers: int, layout: PartitionSpec) -> jax.Array:
+    """What `by_layer` was given, in its layout."""
+    return _constrain(_constrain(x, PartitionSpec(FSDP)), layout)[:num_layers]
 
 
 def gathered(params: Any) -> Any:

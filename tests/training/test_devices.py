@@ -128,7 +128,7 @@ def test_a_run_with_stacked_layers_is_saved_and_grows_like_any_other(runs, tmp_p
     deep = {"model__num_layers": 2, "train__accumulate_steps": 1, "train__optimizer": "muon"}
     paths = {how: tmp_path / how for how in ("never", "always")}
     for how, path in paths.items():
-        cfg = small(1, 2, model__scan_layers=how, **deep)
+        cfg = small(1, 4, model__scan_layers=how, **deep)
         grown = dataclasses.replace(cfg.growth, old_rate=0.5, placement="spread", warmup_steps=2)
         train(dataclasses.replace(cfg, init_from=str(runs[1, 1]), growth=grown), path)
     np.testing.assert_allclose(losses(paths["always"]), losses(paths["never"]), rtol=1e-5)
@@ -184,7 +184,8 @@ def test_devices_do_not_wait_for_each_other_inside_a_sequence(scan_layers):
 def test_the_weights_of_a_large_model_are_gathered_twice_per_step():
     """Once before each pass; neither in a loop over time nor for the optimizer."""
     values = mmrec_7b.get_config()
-    values.model.num_layers = values.train.batch_size = len(jax.devices())
+    values.train.batch_size = len(jax.devices())
+    values.model.num_layers = len(jax.devices()) + 1  # which they cannot divide evenly
     cfg = from_mapping(values)
     compiled = compile_step(cfg, make_mesh(cfg, jax.devices()))
     found = collectives(compiled.as_text(), {"layers": cfg.model.num_layers, "micro_batches": 1})
