@@ -79,7 +79,9 @@ def main():
             print(f"{row.model.name}: {row.rate:g} is at the edge of --rates; extend them")
     figures = tables.figures(trained, training, generation, steps)
     write_text(folder / "peers.json", json.dumps(figures, indent=2) + "\n")
-    print(f"all figures: {folder / 'peers.json'}")
+    picture = folder / "loss_by_distance.png"
+    tables.draw_distances(trained, picture, config.model.seen_tokens)
+    print(f"all figures: {folder / 'peers.json'}; by distance: {picture}")
 
 
 def _rates() -> list[float]:

@@ -3,6 +3,7 @@
 import functools
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ from benchmarks.peers.models import Model
 from benchmarks.peers.runs import Trained
 from mmrec_jax.learning.breakdown import Breakdown, Bucket
 from mmrec_jax.learning.evaluate import EvalResult
+from mmrec_jax.report.drawing import draw
 from mmrec_jax.report.evaluation import TABLES
+from mmrec_jax.report.plots import plot_distances
 from mmrec_jax.tables import print_table
 
 
@@ -63,6 +66,12 @@ def print_buckets(trained: Sequence[Trained], kind: str) -> None:
             head,
             {name: of_first.buckets(kind, minus=of) for name, of in others},
         )
+
+
+def draw_distances(trained: Sequence[Trained], path: Path, reach: int) -> None:
+    """Draws the loss with carried memory by distance; the first model can read `reach` tokens."""
+    curves = {row.model.name: _over_seeds(row.carried) for row in trained}
+    draw(path, plot_distances, curves, {next(iter(curves)): reach})
 
 
 def print_carrying(trained: Sequence[Trained]) -> None:

@@ -17,8 +17,26 @@ import matplotlib.pyplot as plt
 _INK = {"light": "#1d2129", "dark": "#e4e6eb"}
 _PAPER = {"light": "#ffffff", "dark": "#16181d"}
 _CYCLE = {
-    "light": ["#2563a8", "#c2410c", "#15803d", "#7c3aed", "#a16207", "#be185d"],
-    "dark": ["#6fb1f5", "#fb923c", "#5fd38a", "#b99cf8", "#e5c04b", "#f58ac0"],
+    "light": [
+        "#2563a8",
+        "#c2410c",
+        "#15803d",
+        "#7c3aed",
+        "#a16207",
+        "#be185d",
+        "#0e7490",
+        "#525252",
+    ],
+    "dark": [
+        "#6fb1f5",
+        "#fb923c",
+        "#5fd38a",
+        "#b99cf8",
+        "#e5c04b",
+        "#f58ac0",
+        "#67d3e3",
+        "#b5b5b5",
+    ],
 }
 
 

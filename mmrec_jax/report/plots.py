@@ -21,7 +21,7 @@ from mmrec_jax.report.run_log import RunLog
 FEWEST_TOKENS = 100  # in a bucket that is plotted by distance
 NEVER = -2.5  # where the loss of tokens that have not occurred before is plotted
 BINS = 800  # of a curve: with more steps, the mean and range of each bin are drawn
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPX*"
 
 
 def plot_losses(figure: Figure, log: RunLog) -> None:
@@ -56,7 +56,7 @@ def plot_comparison(figure: Figure, logs: dict[str, RunLog]) -> None:
     """Plots validation losses of several runs, with their training losses behind them."""
     axes = figure.add_subplot()
     for index, (name, log) in enumerate(logs.items()):
-        color = f"C{index % 6}"
+        color = f"C{index % 8}"
         _curve(axes, log.train["step"], log.train["loss"], color=color, alpha=0.3)
         axes.plot(*_validation(log), "o-", color=color, label=name, markersize=4)
     _set_up_losses(axes, logs.values())
@@ -175,7 +175,7 @@ def plot_distances(
         if stacked or kind == "token":
             of_kind[0].set_ylabel("loss (nats per token)")
         for index, (name, breakdown) in enumerate(curves.items()):
-            style = {"color": f"C{index % 6}", "marker": _MARKERS[index % len(_MARKERS)]}
+            style = {"color": f"C{index % 8}", "marker": _MARKERS[index % len(_MARKERS)]}
             _plot_buckets(of_kind[0], breakdown.buckets(kind), name, style)
             if index:
                 _plot_buckets(of_kind[1], breakdown.buckets(kind, minus=first), name, style)
