@@ -18,9 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from mmrec_jax.config import Config
 from mmrec_jax.data.windows import Batch
 from mmrec_jax.errors import UserError
-from mmrec_jax.model.layout import BATCH, DATA, EVERYWHERE, FSDP
-
-SMALL = 2**14  # arrays with fewer elements are on every device: to gather them costs more
+from mmrec_jax.model.layout import BATCH, DATA, FSDP, of_parameter
 
 
 def make_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
@@ -114,12 +112,7 @@ def partition(
     """
     if jax.tree_util.keystr(path[:1], simple=True) == "memory":
         return PartitionSpec(None, *BATCH)
-    fsdp = mesh.shape[FSDP]
-    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
-    if fsdp == 1 or math.prod(shape) < SMALL or not divisible:
-        return EVERYWHERE
-    longest = max(divisible, key=lambda axis: shape[axis])
-    return PartitionSpec(*(FSDP if axis == longest else None for axis in range(len(shape))))
+    return of_parameter(shape, mesh.shape[FSDP])
 
 
 def placed(abstract: Any, mesh: Mesh) -> Any:

@@ -5,7 +5,8 @@ Parameters are divided over `fsdp`, and gathered block by block, just before the
 a mesh, nothing here changes anything.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,16 @@ from jax.sharding import PartitionSpec
 DATA, FSDP = "data", "fsdp"
 BATCH = PartitionSpec((DATA, FSDP))  # of arrays [batch, ...]
 EVERYWHERE = PartitionSpec()
+SMALL = 2**14  # parameters with fewer elements are on every device: to gather them costs more
+
+
+def of_parameter(shape: Sequence[int], fsdp: int) -> PartitionSpec:
+    """How a parameter is divided: if it is large, by its longest axis that `fsdp` divides."""
+    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or math.prod(shape) < SMALL or not divisible:
+        return EVERYWHERE
+    longest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*(FSDP if axis == longest else None for axis in range(len(shape))))
 
 
 def by_sequence(tree: Any) -> Any:
@@ -42,7 +53,7 @@ def from_layers(x: jax.Array, num_layers: int, layout: PartitionSpec) -> jax.Arr
 
 
 def gathered(params: Any) -> Any:
-    """Parameters that every device has completely; their gradients may be divided again."""
+    """Parameters that every device has completely; their gradients are divided."""
     return jax.tree.map(_gather, params) if is_gathering() else params
 
 
@@ -82,5 +93,10 @@ def _gather(x):
     return _constrain(x, EVERYWHERE)
 
 
-# The gradient of a constraint would be the same constraint, and so never divided.
-_gather.defvjp(lambda x: (_gather(x), None), lambda _, gradient: (gradient,))
+def _scatter(_, gradient):
+    # The gradient of a constraint would be the same constraint, and so never divided.
+    fsdp = jax.sharding.get_abstract_mesh().shape[FSDP]
+    return (_constrain(gradient, of_parameter(gradient.shape, fsdp)),)
+
+
+_gather.defvjp(lambda x: (_gather(x), None), _scatter)

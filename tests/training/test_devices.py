@@ -12,9 +12,9 @@ import pytest
 from configs import mmrec_7b
 from mmrec_jax.config import from_mapping
 from mmrec_jax.data.batches import SplitWindows
-from mmrec_jax.learning import sharding
 from mmrec_jax.learning.compiled import collectives, compile_step
 from mmrec_jax.learning.sharding import evaluation_mesh, make_mesh
+from mmrec_jax.model import layout
 from mmrec_jax.model.params import param_shapes
 from mmrec_jax.report.evaluation import read_subject
 from mmrec_jax.runs.metrics import read_metrics
@@ -30,7 +30,7 @@ STEPS, RESUMED_AT = 6, 3
 @pytest.fixture(scope="module", autouse=True)
 def everything_is_large():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "SMALL", 64)
+        patch.setattr(layout, "SMALL", 64)
         yield
 
 
