@@ -291,7 +291,9 @@ def test_several_processes_encode_as_one_does(monkeypatch):
     tokenizer = ByteTokenizer()
     alone = [encode_block(tokenizer, block) for block in text]
     with encoder(tokenizer, characters=encoding.LARGE) as encode:
-        for one, other in zip(encode(text), alone, strict=True):
+        found = list(encode(enumerate(text)))
+        assert [number for number, _ in found] == list(range(len(text)))
+        for (_, one), other in zip(found, alone, strict=True):
             np.testing.assert_array_equal(one.tokens, other.tokens)
             assert one[1:] == other[1:]
         assert multiprocessing.active_children()
