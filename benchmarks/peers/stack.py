@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model.block import AuxLosses, RMSNorm, param_dtype
+from mmrec_jax.model.block import Aux, RMSNorm, param_dtype
 from mmrec_jax.model.interface import ModelFunctions
 from mmrec_jax.model.lm import NO_DOCUMENT, Output, embedding
 from mmrec_jax.model.ops import Linear, affine, dropout
@@ -87,7 +87,7 @@ class Stack(nnx.Module):
         wide = param_dtype(self.config)
         logits = jnp.einsum("btd,vd->btv", self.norm(x), weights, preferred_element_type=wide)
         zero = jnp.zeros((), wide)
-        return Output(logits, State(tuple(layers), documents[:, -1]), AuxLosses(zero, zero))
+        return Output(logits, State(tuple(layers), documents[:, -1]), Aux(zero, zero))
 
 
 def functions(make: Callable[[nnx.Rngs], Stack]) -> ModelFunctions:

@@ -61,6 +61,25 @@ class ModelConfig(Section):
         "float32",
         one_of("float32", "bfloat16", "float64"),
     )
+    recurrence: str = knob(
+        "How the recurrence is computed: step by step (scan), or all intervals of time at once, in "
+        "sweeps (parallel). auto: what is estimated to take less time.",
+        "auto",
+        one_of("auto", "scan", "parallel"),
+    )
+    recurrence_interval: int = knob(
+        "Steps that a sweep of the parallel form computes one after the other.", 64, at_least(1)
+    )
+    recurrence_tolerance: float = knob(
+        "Error at which the sweeps end, relative to the largest state of a sequence.",
+        1e-5,
+        between(0, 1),
+    )
+    recurrence_iterations: int = knob(
+        "Sweeps after which the scan is used instead, because they do not converge.",
+        16,
+        at_least(1),
+    )
     remat: bool = knob(
         "Whether to recompute each block in the backward pass: less memory, more time.", False
     )
@@ -89,6 +108,13 @@ class ModelConfig(Section):
             self.short_term % self.chunk_len == 0,
             f"model.short_term {self.short_term} is not a multiple of model.chunk_len "
             f"{self.chunk_len}",
+        )
+
+        least = 1e-12 if self.dtype == "float64" else 1e-6
+        require(
+            self.recurrence_tolerance >= least,
+            f"model.recurrence_tolerance {self.recurrence_tolerance:g} is less than rounding "
+            f"allows with model.dtype {self.dtype}: use at least {least:g}",
         )
 
     @property

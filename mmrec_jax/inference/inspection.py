@@ -64,7 +64,7 @@ def _look(model: MMRec, tokens, time):
     for block, layer_state in zip(model.blocks, state.layers, strict=True):
         _, k, v, z, p, _ = block.project(x)
         gamma = block.decay(z, k)
-        _, h_prev = block.recur(z, gamma, start, layer_state.h)
+        _, h_prev, _ = block.recur(z, gamma, start, layer_state.h)
         _, _, f = gates(*block.core(z, gamma), h_prev, config.mu)
         half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(f[0, :time]), axis=0))
         k, s = block.remembered(block.heads(k), block.evidence(p), start, layer_state)

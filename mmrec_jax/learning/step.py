@@ -15,6 +15,7 @@ from mmrec_jax.data.batches import Batch
 from mmrec_jax.model.block import param_dtype
 from mmrec_jax.model.interface import ModelFunctions, mmrec
 from mmrec_jax.model.memory import choose
+from mmrec_jax.model.over_time import NO_EFFORT, Effort
 from mmrec_jax.model.params import Params
 
 
@@ -35,6 +36,9 @@ class StepMetrics(NamedTuple):
     uboo_loss: Float[Array, ""]
     grad_norm: Float[Array, ""]  # before clipping
     stop: Int[Array, ""]  # the highest number of a stop signal that any process has received, or 0
+    # Of all layers, forward and backward, if the recurrence is computed in parallel.
+    recurrence_sweeps: Float[Array, ""] | None = None
+    recurrence_scans: Float[Array, ""] | None = None  # solutions that the sweeps did not find
 
 
 def init_train_state(
@@ -90,7 +94,14 @@ def with_noise(
 
 
 def training_loss(
-    config: Config, model: ModelFunctions, params: Params, batch: Batch, memory, total_weight, key
+    config: Config,
+    model: ModelFunctions,
+    params: Params,
+    batch: Batch,
+    memory,
+    total_weight,
+    key,
+    of_gradient: Effort | None = None,
 ):
     """What training minimizes, for one micro-batch.
 
@@ -99,23 +110,30 @@ def training_loss(
         memory: the state that its sequences start from; None: an empty one, and none is returned.
         total_weight: number of predictions in the complete batch.
         key: for token noise, dropout and the sample of queries of the saliency loss.
+        of_gradient: its gradient is the effort of the gradients of the recurrences; None if they
+            are computed by scans.
 
     Returns:
-        The objective, then (cross-entropy in nats per token, saliency loss, UBOO loss) and the
-        memory after the batch.
+        The objective, then (cross-entropy in nats per token, saliency loss, UBOO loss), the effort
+        of the recurrences themselves, and the memory after the batch.
     """
     tokens, noise = batch.tokens, config.train.token_noise
     if noise:
         key, noise_key = jax.random.split(key)
         tokens = with_noise(tokens, noise, config.model.vocab_size, noise_key)
-    output = model.apply(params, tokens, batch.documents, memory, key, scored=batch.weights > 0)
+    counting = {} if of_gradient is None else {"of_gradient": of_gradient}
+    output = model.apply(
+        params, tokens, batch.documents, memory, key, scored=batch.weights > 0, **counting
+    )
     losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
     loss = jnp.sum(losses * batch.weights) / total_weight
-    aux = jax.tree.map(lambda x: x / config.train.accumulate_steps, output.aux)
-    objective = (
-        loss + config.model.saliency_weight * aux.saliency + config.model.uboo_weight * aux.uboo
-    )
-    return objective, ((loss, aux.saliency, aux.uboo), None if memory is None else output.state)
+    saliency, uboo, effort = output.aux
+    saliency /= config.train.accumulate_steps
+    uboo /= config.train.accumulate_steps
+    objective = loss + config.model.saliency_weight * saliency + config.model.uboo_weight * uboo
+    state = None if memory is None else output.state
+    effort = None if of_gradient is None else effort
+    return objective, ((loss, saliency, uboo), effort, state)
 
 
 def make_train_step(
@@ -137,22 +155,29 @@ def make_train_step(
     model = mmrec(config.model) if model is None else model
     micro_batches = config.train.accumulate_steps
     seed = config.train.seed
+    no_effort = NO_EFFORT if model.counts_effort else None
 
     def gradients(params, batch: Batch, memory, key):
-        """Gradients, losses and the new memory."""
+        """Gradients, losses, the effort of the recurrences, and the new memory."""
         total_weight = jnp.maximum(jnp.sum(batch.weights), 1)
-        gradient = jax.grad(functools.partial(training_loss, config, model), has_aux=True)
+        objective = functools.partial(training_loss, config, model)
+
+        def gradient(batch, memory, key):
+            (grads, of_gradient), (losses, effort, memory) = jax.grad(
+                objective, argnums=(0, 5), has_aux=True
+            )(params, batch, memory, total_weight, key, no_effort)
+            return (grads, losses, jax.tree.map(jnp.add, effort, of_gradient)), memory
+
         if micro_batches == 1:
-            grads, (losses, memory) = gradient(params, batch, memory, total_weight, key)
-            return grads, losses, memory
+            sums, memory = gradient(batch, memory, key)
+            return *sums, memory
 
         def accumulate(sums, x):
             micro_batch, micro_memory, index = x
-            new_key = jax.random.fold_in(key, index)
-            grads, (losses, new_memory) = gradient(
-                params, micro_batch, micro_memory, total_weight, new_key
+            of_batch, new_memory = gradient(
+                micro_batch, micro_memory, jax.random.fold_in(key, index)
             )
-            return jax.tree.map(jnp.add, sums, (grads, losses)), new_memory
+            return jax.tree.map(jnp.add, sums, of_batch), new_memory
 
         # Each device keeps its sequences: of n micro-batches, the first has rows 0, n, 2n, ...
         def divide(x):  # without -1 in the shape, because a memory without slots has no elements
@@ -165,23 +190,21 @@ def make_train_step(
 
         split = jax.tree.map(divide, (batch, memory))
         losses = (jnp.zeros((), param_dtype(config.model)),) * 3
-        zeros = jax.tree.map(jnp.zeros_like, params), losses
+        zeros = jax.tree.map(jnp.zeros_like, params), losses, no_effort
         with jax.named_scope("micro_batches"):
-            (grads, losses), memory = jax.lax.scan(
-                accumulate, zeros, (*split, jnp.arange(micro_batches))
-            )
-        return grads, losses, jax.tree.map(join, memory)
+            sums, memory = jax.lax.scan(accumulate, zeros, (*split, jnp.arange(micro_batches)))
+        return *sums, jax.tree.map(join, memory)
 
     def step(state: TrainState, batch: Batch, stop: Int[Array, "devices"] | None = None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         group = state.step % config.train.carry_groups
         memory = begin(model, jax.tree.map(lambda x: x[group], state.memory), batch)
-        grads, losses, memory = gradients(state.params, batch, memory, key)
+        grads, losses, effort, memory = gradients(state.params, batch, memory, key)
         memory = jax.tree.map(lambda x, new: x.at[group].set(new), state.memory, memory)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         stop = jnp.zeros((), jnp.int32) if stop is None else stop.max()
-        metrics = StepMetrics(*losses, grad_norm=optax.tree.norm(grads), stop=stop)
+        metrics = StepMetrics(*losses, optax.tree.norm(grads), stop, *(effort or ()))
         return TrainState(state.step + 1, params, opt_state, memory), metrics
 
     # The metrics are on every device, as the step's number is.

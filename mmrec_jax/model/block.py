@@ -22,6 +22,7 @@ from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, memory_sequence, saliency
 from mmrec_jax.model.bank import INITIAL_SALIENCY, Saliency
 from mmrec_jax.model.ops import Linear, affine, dropout
+from mmrec_jax.model.over_time import NO_EFFORT, Effort, Shooting
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
@@ -42,11 +43,12 @@ class LayerState(NamedTuple):
     memory: memory.MemoryState
 
 
-class AuxLosses(NamedTuple):
-    """Unweighted training losses besides cross-entropy."""
+class Aux(NamedTuple):
+    """Unweighted training losses besides cross-entropy, and what the recurrence took."""
 
     saliency: Float[Array, ""]
     uboo: Float[Array, ""]
+    effort: Effort = NO_EFFORT
 
 
 def param_dtype(config: ModelConfig) -> jnp.dtype:
@@ -150,7 +152,8 @@ class Block(nnx.Module):
         where: memory.Segments | memory.Place,
         state: LayerState,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "batch T dim"], LayerState, AuxLosses]:
+        of_gradient: Effort = NO_EFFORT,
+    ) -> tuple[Float[Array, "batch T dim"], LayerState, Aux]:
         """Reads T tokens: complete chunks, or a single token.
 
         Args:
@@ -158,11 +161,12 @@ class Block(nnx.Module):
             where: which tokens belong to one document; for a single token, its place.
             state: the state before the first token.
             key: for dropout; None switches dropout and the auxiliary losses off (evaluation).
+            of_gradient: its gradient is the effort of the recurrence's gradient.
         """
         config = self.config
         random = (None,) * 4 if key is None else jax.random.split(key, 4)
         q, k, v, z, p, e = self.project(x)
-        h, h_prev = self.recur(z, self.decay(z, k), where.start, state.h)
+        h, h_prev, effort = self.recur(z, self.decay(z, k), where.start, state.h, of_gradient)
         h_x = h.astype(x.dtype)
 
         # Attention over short-term and long-term memory, in heads.
@@ -179,7 +183,7 @@ class Block(nnx.Module):
         hidden = dropout(nnx.gelu(self.W_1(self.norm2(x))), config.dropout, random[1])
         x = x + dropout(self.W_2(hidden), config.dropout, random[2])
 
-        aux = AuxLosses(saliency=jnp.zeros((), h.dtype), uboo=jnp.zeros((), h.dtype))
+        aux = Aux(jnp.zeros((), h.dtype), jnp.zeros((), h.dtype), effort)
         if key is not None and config.long_term and config.saliency_weight:
             loss = saliency.saliency_loss(
                 config, s, queries, keys, read.window_logsumexp, where, random[3]
@@ -211,11 +215,19 @@ class Block(nnx.Module):
         gamma: Float[Array, "batch T dim"],
         start: Bool[Array, "batch T"],
         h0: Float[Array, "batch dim"],
-    ) -> tuple[Float[Array, "batch T dim"], Float[Array, "batch T dim"]]:
-        """h_t and h_{t-1} of every step, float32 or wider."""
+        of_gradient: Effort = NO_EFFORT,
+    ) -> tuple[Float[Array, "batch T dim"], Float[Array, "batch T dim"], Effort]:
+        """h_t and h_{t-1} of every step, float32 or wider, and what they took."""
+        config, how = self.config, None
+        if config.recurrence == "parallel":
+            how = Shooting(
+                interval=config.recurrence_interval,
+                tolerance=config.recurrence_tolerance,
+                max_sweeps=config.recurrence_iterations,
+            )
         inputs, weights = self.core(z, gamma)
-        h = recurrence(inputs, weights, h0, start, self.config.mu)
-        return h, states_before(h0, h, start)
+        h, effort = recurrence(inputs, weights, h0, start, config.mu, how, of_gradient)
+        return h, states_before(h0, h, start), effort
 
     def core(
         self, z: Float[Array, "batch T dim"], gamma: Float[Array, "batch T dim"]

@@ -25,18 +25,21 @@ class ModelFunctions(NamedTuple):
     apply: Callable[..., Output]
     # Whether training keeps the layers of the parameters stacked (`params.stack_layers`).
     stacks_layers: bool = False
+    # Whether `apply` takes `of_gradient`, and reports what parallel recurrences took.
+    counts_effort: bool = False
 
 
 def mmrec(config: ModelConfig) -> ModelFunctions:
     """MM-Rec of this shape."""
 
-    def apply(params, tokens, documents, state=None, key=None, scored=None):
+    def apply(params, *args, **kwargs):
         graph = model_graph(config, has_stacked_layers(params))
-        return nnx.merge(graph, params)(tokens, documents, state, key, scored)
+        return nnx.merge(graph, params)(*args, **kwargs)
 
     return ModelFunctions(
         init_params=lambda key: init_params(config, key),
         init_state=lambda batch: init_state(config, batch),
         apply=apply,
         stacks_layers=config.is_scanned,
+        counts_effort=config.recurrence == "parallel",
     )

@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import layout
 from mmrec_jax.model.bank import Saliency
-from mmrec_jax.model.block import AuxLosses, Block, LayerState, RMSNorm, param_dtype
+from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, param_dtype
 from mmrec_jax.model.memory import MemoryState, Place, Segments
+from mmrec_jax.model.over_time import NO_EFFORT, Effort
 
 NO_DOCUMENT = -1  # the document of an empty state
 
@@ -32,7 +33,7 @@ class Output(NamedTuple):
 
     logits: Float[Array, "batch *T vocab"]  # of the next token; float32 or wider
     state: State
-    aux: AuxLosses  # saliency averaged over layers, UBOO summed
+    aux: Aux  # saliency averaged over layers, everything else summed
 
 
 def init_state(config: ModelConfig, batch: int) -> State:
@@ -97,6 +98,7 @@ class MMRec(nnx.Module):
         state: State | None = None,
         key: PRNGKeyArray | None = None,
         scored: Bool[Array, "batch T"] | None = None,
+        of_gradient: Effort = NO_EFFORT,
     ) -> Output:
         """Reads T more tokens, a multiple of C, from the beginning of a chunk.
 
@@ -107,6 +109,7 @@ class MMRec(nnx.Module):
             state: the state after complete chunks; None: an empty one.
             key: for dropout and the auxiliary losses; None switches both off.
             scored: the tokens whose predictions count in training; None: all.
+            of_gradient: its gradient is the effort of the gradients of all recurrences.
         """
         chunk_len = self.config.chunk_len
         state = init_state(self.config, tokens.shape[0]) if state is None else state
@@ -118,7 +121,7 @@ class MMRec(nnx.Module):
             short=jnp.where(state.live[:, :-chunk_len], 0, -1),
             scored=scored,
         )
-        x, layers, aux = self._read(tokens, segments, state, key)
+        x, layers, aux = self._read(tokens, segments, state, key, of_gradient)
         near = jnp.concatenate([segments.short, segments.tokens], axis=1)[:, tokens.shape[1] :]
         live = jnp.pad(near == segments.tokens[:, -1:], ((0, 0), (0, chunk_len)))
         return Output(self._logits(x), State(layers, documents[:, -1], state.place, live), aux)
@@ -143,7 +146,7 @@ class MMRec(nnx.Module):
         )
         return Output(self._logits(x)[:, 0], state, aux)
 
-    def _read(self, tokens, where, state, key):
+    def _read(self, tokens, where, state, key, of_gradient=NO_EFFORT):
         """The residual stream after all blocks, with their states and auxiliary losses."""
         count = self.config.num_layers
         keys = None if key is None else jax.random.split(key, count)
@@ -152,7 +155,7 @@ class MMRec(nnx.Module):
 
         def read(x, layer):
             block, layer_state, block_key = layer
-            x, layer_state, aux = read_block(block, x, where, layer_state, block_key)
+            x, layer_state, aux = read_block(block, x, where, layer_state, block_key, of_gradient)
             return x, (layer_state, aux)
 
         if isinstance(self.blocks, Block):
@@ -160,7 +163,8 @@ class MMRec(nnx.Module):
             with jax.named_scope("layers"):
                 x, (states, aux) = lax.scan(read, x, (self.blocks, states, keys))
             layers = tuple(jax.tree.map(operator.itemgetter(i), states) for i in range(count))
-            return x, layers, AuxLosses(aux.saliency.mean(), aux.uboo.sum())
+            effort = jax.tree.map(jnp.sum, aux.effort)
+            return x, layers, Aux(aux.saliency.mean(), aux.uboo.sum(), effort)
 
         results = []
         for i, block in enumerate(self.blocks):
@@ -168,7 +172,8 @@ class MMRec(nnx.Module):
             results.append(result)
         layers, aux = zip(*results, strict=True)
         saliency = sum(losses.saliency for losses in aux) / count
-        return x, layers, AuxLosses(saliency, sum(losses.uboo for losses in aux))
+        effort = jax.tree.map(lambda *layers: sum(layers), *(losses.effort for losses in aux))
+        return x, layers, Aux(saliency, sum(losses.uboo for losses in aux), effort)
 
     def _logits(self, x):
         return jnp.einsum(

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from mmrec_jax.model.ops import affine_gradients
+from mmrec_jax.model.over_time import NO_EFFORT, Effort, Shooting, serial, shoot
 
 
 class CoreInputs(NamedTuple):
@@ -55,41 +55,67 @@ def states_before(
     return jnp.where(start[:, :, None], 0.0, h_prev)
 
 
-def _time_major(x: Array) -> Array:
-    return jnp.swapaxes(x, 0, 1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def recurrence(
     inputs: CoreInputs,
     weights: CoreWeights,
     h0: Float[Array, "batch dim"],
     start: Bool[Array, "batch time"],
     mu: float,
-) -> Float[Array, "batch time dim"]:
+    how: Shooting | None = None,
+    of_gradient: Effort = NO_EFFORT,
+) -> tuple[Float[Array, "batch time dim"], Effort]:
     """h_t of every step; before a step that starts a document, the state is zero.
 
-    Its gradient is a reverse scan written by hand, which is faster than JAX's own.
+    Args:
+        inputs, weights, h0, start, mu: of the recurrence.
+        how: states and gradients are found in parallel, to this tolerance; None: by scans.
+        of_gradient: its gradient is by definition the effort of the gradient, which cannot be
+            returned in another way.
+
+    Returns:
+        h, and what it took.
     """
+    return _recurrence(inputs, weights, h0, start, of_gradient, mu, how)
+
+
+def _run(step, first, xs, how, reverse=False):
+    if how is None:
+        return serial(step, first, xs, reverse), NO_EFFORT
+    return shoot(step, first, xs, how, reverse)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _recurrence(inputs, weights, h0, start, of_gradient, mu, how):
+    diagonal_g, diagonal_m = _diagonals(weights)
 
     def step(h, x):
         inputs_t, start_t = x
-        h = jnp.where(start_t[:, None], 0.0, h)
+        h = jnp.where(start_t[..., None], 0.0, h)
         g, m, f = gates(inputs_t, weights, h, mu)
+        slope_g, slope_m = _slopes(inputs_t.z, h, g, m, mu)
+        slope = f + slope_g * diagonal_g + slope_m * diagonal_m
         h = (g + mu * m) * inputs_t.z + f * h
-        return h, h
+        return h, h, jnp.where(start_t[..., None], 0.0, slope)
 
-    # Not unrolled: XLA's CPU compiler would recompute each step in the fusions of the next.
-    _, h = lax.scan(step, h0, jax.tree.map(_time_major, (inputs, start)))
-    return _time_major(h)
+    return _run(step, h0, (inputs, start), how)
 
 
-def _forward(inputs, weights, h0, start, mu):
-    h = recurrence(inputs, weights, h0, start, mu)
-    return h, (inputs, weights, h0, start, h)
+def _slopes(z, h_prev, g, m, mu):
+    """dh_t with respect to the logits of g and m."""
+    return z * g * (1 - g), mu * (z - h_prev) * m * (1 - m)
 
 
-def _backward(mu, residuals, grad_h):
+def _diagonals(weights: CoreWeights):
+    """How the logits of a channel depend on its own h_{t-1}."""
+    return [jnp.diagonal(W) for W in jnp.split(weights.W, 2, axis=1)]
+
+
+def _forward(inputs, weights, h0, start, of_gradient, mu, how):
+    h, effort = _recurrence(inputs, weights, h0, start, of_gradient, mu, how)
+    return (h, effort), (inputs, weights, h0, start, h)
+
+
+def _backward(mu, how, residuals, gradients):
     """With d_t = dL/dh_t, and a_t the logits of both gates:
 
         da_t = [d_t ; d_t] * dh_t/da_t
@@ -99,29 +125,30 @@ def _backward(mu, residuals, grad_h):
     one after them gives the gradients of weights and inputs.
     """
     inputs, weights, h0, start, h = residuals
+    grad_h, _ = gradients
     h_prev = states_before(h0, h, start)
     g, m, f = gates(inputs, weights, h_prev, mu)
-    slope_g = inputs.z * g * (1 - g)
-    slope_m = mu * (inputs.z - h_prev) * m * (1 - m)
-    slopes = jnp.concatenate([slope_g, slope_m], axis=-1)
+    slopes = jnp.concatenate(_slopes(inputs.z, h_prev, g, m, mu), axis=-1)
     same_document = 1.0 - start[:, :, None].astype(h.dtype)  # 0 stops the gradient at a start
+    diagonals = jnp.concatenate(_diagonals(weights))
 
     def step(carry, x):
         grad_t, f_t, slopes_t = x
         d = grad_t + carry
         da = jnp.concatenate([d, d], axis=-1) * slopes_t
-        return f_t * d + da @ weights.W.T, d
+        slope = f_t + sum(jnp.split(slopes_t * diagonals, 2, axis=-1))
+        return f_t * d + da @ weights.W.T, d, slope
 
-    xs = jax.tree.map(_time_major, (grad_h, same_document * f, same_document * slopes))
-    grad_h0, d = lax.scan(step, jnp.zeros_like(h0), xs, reverse=True)
-    d = _time_major(d)
+    xs = (grad_h, same_document * f, same_document * slopes)
+    d, effort = _run(step, jnp.zeros_like(h0), xs, how, reverse=True)
+    grad_h0, _, _ = step(jnp.zeros_like(h0), jax.tree.map(lambda x: x[:, 0], (d, *xs[1:])))
 
     da = jnp.concatenate([d, d], axis=-1) * slopes
     _, da_m = jnp.split(da, 2, axis=-1)
     grad_inputs = CoreInputs(z=(g + mu * m) * d, gamma=(1 + mu) * h_prev * d, zm=da_m)
     grad_W, grad_b = affine_gradients(h_prev, da)
     grad_weights = CoreWeights(W=grad_W, b_g=grad_b[: h0.shape[-1]])
-    return grad_inputs, grad_weights, grad_h0, None
+    return grad_inputs, grad_weights, grad_h0, None, effort
 
 
-recurrence.defvjp(_forward, _backward)
+_recurrence.defvjp(_forward, _backward)

@@ -45,7 +45,7 @@ class FetchNumbers:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self.stop = self.stop or int(metrics.pop("stop")) or None
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in metrics.items() if value is not None}
         return Numbers(moment.step, values, seconds, moment.data_seconds)
 
 

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from mmrec_jax.data.batches import Batch
+from mmrec_jax.learning.optimizer import make_optimizer
 from mmrec_jax.learning.step import init_train_state, make_train_step
-from mmrec_jax.model.block import AuxLosses
+from mmrec_jax.model.block import Aux
 from mmrec_jax.model.interface import ModelFunctions
 from mmrec_jax.model.lm import Output
 from small_runs import config
@@ -21,7 +22,7 @@ def bigram() -> ModelFunctions:
 
     def apply(params, tokens, documents, state=None, key=None, scored=None):
         zero = jnp.zeros(())
-        return Output(params["table"][tokens], state, AuxLosses(zero, zero))
+        return Output(params["table"][tokens], state, Aux(zero, zero))
 
     return ModelFunctions(
         init_params=lambda key: {"table": jnp.zeros((VOCAB, VOCAB))},
@@ -69,3 +70,34 @@ def test_token_noise_replaces_its_share_by_all_ids_alike(rate):
     assert abs(deviations).max() < 4.5
     assert 0.75 < deviations.std() < 1.25
     assert np.any(shares[0] != shares[1])  # other tokens in each step
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__accumulate_steps": 2}, {"model__remat": True}])
+def test_steps_with_a_parallel_recurrence_are_those_of_the_scan(changes):
+    def losses(**more):
+        cfg = config(train__batch_size=4, train__seq_len=64, **changes, **more)
+        optimizer = make_optimizer(cfg.train, optax.constant_schedule(1e-2))
+        state = init_train_state(cfg, optimizer, jax.random.key(0))
+        step = make_train_step(cfg, optimizer)
+        rng = np.random.default_rng(0)
+        found = []
+        for _ in range(10):
+            tokens = rng.integers(0, 8, (4, 65)).astype(np.int32)
+            documents = np.cumsum(rng.random((4, 64)) < 0.02, axis=1).astype(np.int32)
+            weights = np.ones((4, 64), np.float32)
+            batch = Batch(tokens[:, :-1], documents, tokens[:, 1:], weights, np.ones(4, bool))
+            state, metrics = step(state, batch)
+            found.append(jax.device_get(metrics))
+        return cfg, found
+
+    cfg, by_scan = losses(model__recurrence="scan")
+    _, in_parallel = losses(model__recurrence="parallel", model__recurrence_interval=8)
+    np.testing.assert_allclose(
+        [metrics.loss for metrics in in_parallel], [metrics.loss for metrics in by_scan], rtol=1e-4
+    )
+    assert len({float(metrics.loss) for metrics in by_scan}) == 10
+    assert all(metrics.recurrence_sweeps is None for metrics in by_scan)
+    solutions = 2 * cfg.model.num_layers * cfg.train.accumulate_steps  # forward and backward
+    for metrics in in_parallel:
+        assert metrics.recurrence_scans == 0
+        assert 2 * solutions <= metrics.recurrence_sweeps <= 8 * solutions

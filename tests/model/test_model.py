@@ -238,7 +238,7 @@ def test_what_is_read_for_no_prediction_of_a_batch_is_not_used():
     weights[:, silent * config.model.chunk_len : (silent + 1) * config.model.chunk_len] = 0
     batch = Batch(tokens, documents, tokens, weights, np.ones(BATCH, bool))
     loss = jax.jit(functools.partial(training_loss, config, mmrec(config.model)))
-    (_, found, _), _ = loss(params, batch, None, 1.0, jax.random.key(0))[1]
+    (_, found, _), _, _ = loss(params, batch, None, 1.0, jax.random.key(0))[1]
 
     traces = oracle.run_model(params, config.model, tokens, documents)[1]
     everything = oracle.saliency_loss(config.model, traces)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import oracle
-from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
+from mmrec_jax.model.over_time import NO_EFFORT
+from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, _recurrence, recurrence
 
 MU = 0.1
 GAMMA_MAX = (1 - MU) / (1 + MU)
@@ -36,8 +37,9 @@ def random_case(time=11, batch=2, dim=4, seed=0):
 def run(case, start, by_hand=True):
     inputs = CoreInputs(case["z"], case["gamma"], case["zm"])
     weights = CoreWeights(case["W"], case["b_g"])
-    function = recurrence if by_hand else recurrence.fun  # JAX differentiates the second one
-    return function(inputs, weights, case["h0"], start, MU)
+    if by_hand:
+        return recurrence(inputs, weights, case["h0"], start, MU)[0]
+    return _recurrence.fun(inputs, weights, case["h0"], start, NO_EFFORT, MU, None)[0]
 
 
 def to_jax(case, dtype):

@@ -13,7 +13,7 @@ from mmrec_jax.data.batches import every_window
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import evaluate, make_eval_step
 from mmrec_jax.learning.step import init_train_state, make_train_step
-from mmrec_jax.model.block import AuxLosses
+from mmrec_jax.model.block import Aux
 from mmrec_jax.model.interface import ModelFunctions
 from mmrec_jax.model.lm import Output
 from mmrec_jax.runs.checkpoints import Checkpoints
@@ -32,7 +32,7 @@ def skip_gram():
         state = jnp.zeros(len(tokens), jnp.int32) if state is None else state
         before = jnp.concatenate([state[:, None], tokens[:, :-1]], axis=1)
         zero = jnp.zeros(())
-        return Output(params["table"][before], tokens[:, -1], AuxLosses(zero, zero))
+        return Output(params["table"][before], tokens[:, -1], Aux(zero, zero))
 
     return ModelFunctions(
         init_params=lambda key: {"table": 0.1 * jax.random.normal(key, (VOCAB, VOCAB))},

@@ -1,0 +1,177 @@
+"""Two ways to run a recurrence over time: step by step, and all intervals of time at once.
+
+`serial` is a scan: T steps, one after the other. `shoot` is multiple shooting, which needs far
+fewer: it divides time into intervals of c steps and guesses the state x_j before each of them. A
+sweep reads all intervals at once from their guesses, which gives the states Phi_j(x_j) after them,
+and corrects the guesses from the first to the last:
+
+    x_{j+1} <- Phi_j(x_j) + A_j (x_j(new) - x_j)
+
+where A_j is the product over the interval of the diagonals of the Jacobians of the steps. It is
+Newton's method for x_{j+1} = Phi_j(x_j), but for the rest of the Jacobian, which would be a matrix
+for each interval. So the fixed point is the exact solution, and whatever the weights, the first k
+intervals are exact after k sweeps; but if the recurrence forgets, all are after a few. A sweep is c
+steps deep and as much work as the complete scan.
+
+Bock and Plitt (1984) describe multiple shooting; Danieli et al. (2025) and Gonzalez et al. (2024)
+Newton's method with the diagonal alone, for intervals of one step.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+# From the state and the inputs of a step: the next state, the output, and the diagonal of the
+# Jacobian of the next state with respect to the state. States are [.., D], inputs [.., ...].
+Step = Callable[[Array, Any], tuple[Array, Array, Array]]
+
+
+class Shooting(NamedTuple):
+    """How exactly, and how long, `shoot` solves a recurrence."""
+
+    interval: int  # steps
+    tolerance: float  # the largest error relative to the largest output of a sequence
+    max_sweeps: int
+
+
+class Effort(NamedTuple):
+    """What a solution took, in numbers that can be added."""
+
+    sweeps: Float[Array, ""]
+    scans: Float[Array, ""]  # 1 if the sweeps did not converge, and the scan was needed
+
+
+# Where an interval makes a difference between states this many times larger, it does so with
+# rounding errors, too. It is at most 2 in trained models, and more than 5 in chaotic ones.
+_LARGEST_GAIN = 4.0
+
+NO_EFFORT = Effort(np.zeros((), np.float32), np.zeros((), np.float32))
+
+
+def serial(step: Step, first: Float[Array, "batch D"], xs: Any, reverse: bool = False) -> Array:
+    """The outputs [batch, T, ...] of all steps, one after the other.
+
+    Args:
+        step: of the recurrence.
+        first: the state before the first step.
+        xs: inputs [batch, T, ...].
+        reverse: whether the recurrence runs from the last step to the first.
+    """
+
+    def advance(x, inputs):
+        x, output, _ = step(x, inputs)
+        return x, output
+
+    # Not unrolled: XLA's CPU compiler would recompute each step in the fusions of the next.
+    _, outputs = lax.scan(advance, first, jax.tree.map(_time_major, xs), reverse=reverse)
+    return _time_major(outputs)
+
+
+def shoot(
+    step: Step,
+    first: Float[Array, "batch D"],
+    xs: Any,
+    how: Shooting,
+    reverse: bool = False,
+) -> tuple[Array, Effort]:
+    """The outputs of `serial`, with an error of at most `how.tolerance`, as far as can be told.
+
+    It cannot be differentiated by JAX. If the sweeps do not converge, the result is that of
+    `serial`.
+    """
+    length = jax.tree.leaves(xs)[0].shape[1]
+    if length <= how.interval:
+        return serial(step, first, xs, reverse), NO_EFFORT
+    count = -(-length // how.interval)
+    in_intervals = functools.partial(_in_intervals, interval=how.interval, reverse=reverse)
+    of_intervals = jax.tree.map(in_intervals, xs)
+
+    def sweep(x):
+        def advance(carry, inputs):
+            x, product = carry
+            x, output, slope = step(x, inputs)
+            return (x, product * slope), output
+
+        (last, product), outputs = lax.scan(advance, (x, jnp.ones_like(x)), of_intervals)
+        # Larger factors would be of no use: it does not converge where it does not forget.
+        return last, jnp.clip(product, -1, 1), outputs
+
+    class Iteration(NamedTuple):
+        x: Array  # [N, batch, D], before each interval
+        last: Array  # [N, batch, D], after each, from the x before
+        outputs: Array  # [c, N, batch, ...], from the x before
+        before: Array  # the x before
+        change: Array  # of x, relative to the largest output
+        error: Array  # of the outputs, estimated; infinite if it cannot be estimated
+        sweeps: Array
+
+    def iterate(now: Iteration) -> Iteration:
+        last, slope, outputs = sweep(now.x)
+        change = _linear(slope[:-1], last[:-1] - now.x[1:])
+        x = now.x.at[1:].add(change)
+        size = jnp.max(jnp.abs(outputs), axis=(0, 1, 3))
+        largest = jnp.max(jnp.abs(change), axis=(0, 2))
+        relative = jnp.max(jnp.where(largest == 0, 0, largest / size))
+        # What remains, if each change is the same part of the one before.
+        rate = relative / now.change
+        error = jnp.where(rate < 1, relative / (1 - rate), jnp.inf)
+        error = jnp.where(relative == 0, 0, error)
+        given = jnp.linalg.norm(now.x - now.before, axis=-1)
+        kept = jnp.linalg.norm(last - now.last, axis=-1)
+        is_noise = given <= how.tolerance * size
+        gain = jnp.max(jnp.where(is_noise, 0, kept / given))
+        is_expansive = (now.sweeps > 0) & (gain > _LARGEST_GAIN)
+        sweeps = jnp.where(is_expansive, how.max_sweeps, now.sweeps + 1)
+        error = jnp.where(is_expansive, jnp.inf, error)
+        return Iteration(x, last, outputs, now.x, relative, error, sweeps)
+
+    def is_unsolved(now: Iteration):
+        return ~(now.error <= how.tolerance) & (now.sweeps < how.max_sweeps)  # true for NaN
+
+    x = jnp.zeros((count, *first.shape), first.dtype).at[0].set(first)
+    infinite = jnp.full((), jnp.inf, first.dtype)
+    outputs = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, x)[2])
+    zeros = jnp.zeros_like(x)
+    begin = Iteration(x, zeros, outputs, zeros, infinite, infinite, jnp.zeros((), jnp.int32))
+    end = lax.while_loop(is_unsolved, iterate, begin)
+    failed = ~(end.error <= how.tolerance)
+    outputs = lax.cond(
+        failed,
+        lambda: serial(step, first, xs, reverse),
+        lambda: _from_intervals(end.outputs, length, reverse),
+    )
+    return outputs, Effort(end.sweeps.astype(jnp.float32), failed.astype(jnp.float32))
+
+
+def _linear(slope: Array, offset: Array) -> Array:
+    """y_j = slope_j y_{j-1} + offset_j for all j, from y = 0."""
+
+    def after(first, second):
+        return first[0] * second[0], second[0] * first[1] + second[1]
+
+    return lax.associative_scan(after, (slope, offset))[1]
+
+
+def _time_major(x: Array) -> Array:
+    return jnp.swapaxes(x, 0, 1)
+
+
+def _in_intervals(x: Array, interval: int, reverse: bool) -> Array:
+    """[batch, T, ..] -> [c, N, batch, ..], in the order of the recurrence; zeros at the end."""
+    x = jnp.flip(x, axis=1) if reverse else x
+    x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % interval)] + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(x.shape[0], -1, interval, *x.shape[2:])
+    return jnp.moveaxis(x, (2, 1), (0, 1))
+
+
+def _from_intervals(x: Array, length: int, reverse: bool) -> Array:
+    """[c, N, batch, ..] -> [batch, T, ..]"""
+    x = jnp.moveaxis(x, (0, 1), (2, 1))
+    x = x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    return jnp.flip(x, axis=1) if reverse else x

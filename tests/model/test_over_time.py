@@ -1,0 +1,123 @@
+"""The recurrence in parallel: equal to the scan, whatever the weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import oracle
+from mmrec_jax.model.over_time import NO_EFFORT, Shooting
+from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
+
+MU = 0.1
+DIM = 8
+
+
+def random_case(time, batch=2, dim=DIM, scale=1.0, dtype=np.float64):
+    """Inputs, weights and h0; the spectral norm of each half of W is about 2 `scale`."""
+    rng = np.random.default_rng(time)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    gamma = rng.uniform(0, (1 - MU) / (1 + MU), (batch, time, dim)).astype(dtype)
+    inputs = CoreInputs(normal(batch, time, dim), gamma, normal(batch, time, dim))
+    W = (scale / dim**0.5 * normal(dim, 2 * dim)).astype(dtype)
+    return inputs, CoreWeights(W, normal(dim)), normal(batch, dim)
+
+
+def random_starts(time, batch=2, share=0.05):
+    return np.random.default_rng(1).random((batch, time)) < share
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def run(case, start, how):
+    return recurrence(*case, start, MU, how)
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def gradients(case, start, cotangent, how):
+    """The gradients of a weighted sum of all states, and what they took."""
+
+    def objective(case, of_gradient):
+        h, _ = recurrence(*case, start, MU, how, of_gradient)
+        return jnp.sum(cotangent * h)
+
+    return jax.grad(objective, argnums=(0, 1))(case, NO_EFFORT)
+
+
+def relative_error(actual, expected):
+    """The largest, over a sequence."""
+    return np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize("interval", [1, 7])
+@pytest.mark.parametrize("time", [1, 2, 7, 8, 49, 50, 130])
+def test_float64_states_and_gradients_are_those_of_the_scan(time, interval):
+    case, start = random_case(time), random_starts(time)
+    cotangent = np.random.default_rng(2).standard_normal((2, time, DIM))
+    how = Shooting(interval, tolerance=1e-13, max_sweeps=40)
+    with jax.enable_x64(True):
+        h, effort = jax.device_get(run(case, start, how))
+        expected, _ = jax.device_get(run(case, start, None))
+        of_case, of_gradient = jax.device_get(gradients(case, start, cotangent, how))
+        expected_gradients, _ = jax.device_get(gradients(case, start, cotangent, None))
+    np.testing.assert_allclose(h, expected, rtol=0, atol=1e-12)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9),
+        of_case,
+        expected_gradients,
+    )
+    for took in (effort, of_gradient):
+        assert took.scans == 0
+        assert (took.sweeps > 0) == (time > interval)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+def test_errors_are_within_the_tolerance(tolerance):
+    case, start = random_case(1000, dtype=np.float32, scale=2.0), random_starts(1000, share=0.002)
+    cotangent = np.random.default_rng(2).standard_normal((2, 1000, DIM)).astype(np.float32)
+    how = Shooting(interval=16, tolerance=tolerance, max_sweeps=30)
+    h, effort = jax.device_get(run(case, start, how))
+    assert relative_error(h, run(case, start, None)[0]) < 2 * tolerance
+    of_case, of_gradient = jax.device_get(gradients(case, start, cotangent, how))
+    expected, _ = jax.device_get(gradients(case, start, cotangent, None))
+    errors = jax.tree.map(relative_error, of_case, expected)
+    assert max(jax.tree.leaves(errors)) < 4 * tolerance
+    # So the test would notice if the sweeps did not end before they are as exact as they can be.
+    most = {1e-2: 5, 1e-4: 7, 1e-6: 9}[tolerance]
+    assert 2 <= effort.sweeps <= most
+    assert 2 <= of_gradient.sweeps <= most
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0, 10.0, 20.0, 50.0])
+@pytest.mark.parametrize("interval", [1, 16, 64])
+def test_whatever_the_weights_the_recurrence_is_solved(scale, interval):
+    """From a scale of about 20 on it is chaotic: every rounding error grows to the size of h."""
+    case = random_case(512, dim=32, scale=scale, dtype=np.float32)
+    start = np.zeros((2, 512), bool)
+    h, effort = run(case, start, Shooting(interval, tolerance=1e-5, max_sweeps=16))
+    if scale < 20:
+        assert relative_error(h, run(case, start, None)[0]) < 2e-5
+    else:
+        assert effort.scans == 1
+    inputs, weights, h0 = jax.tree.map(np.float64, case)
+    h = np.asarray(h, np.float64)
+    steps = CoreInputs(*(x.reshape(1024, 1, 32) for x in inputs))
+    before = np.concatenate([h0[:, None], h[:, :-1]], axis=1).reshape(1024, 32)
+    after = oracle.core_loop(*steps, *weights, before, np.zeros((1024, 1), bool), MU)
+    assert relative_error(h.reshape(1024, 1, 32), after) < (2e-5 if effort.scans == 0 else 1e-6)
+
+
+def test_where_the_recurrence_is_not_finite_so_is_the_result():
+    inputs, weights, h0 = random_case(64, dtype=np.float32)
+    inputs.z[0, 20, 3] = np.nan
+    start = np.zeros((2, 64), bool)
+    how = Shooting(interval=8, tolerance=1e-5, max_sweeps=16)
+    h, effort = run((inputs, weights, h0), start, how)
+    np.testing.assert_allclose(h, run((inputs, weights, h0), start, None)[0], atol=1e-6)
+    assert effort.scans == 1
+    assert np.all(np.isfinite(h[0, :20]))
+    assert not np.any(np.isfinite(h[0, 21:]))
