@@ -116,6 +116,31 @@ class LogSteps:
             self._journal.display.step(numbers.step, loss, rate, seconds, speed)
 
 
+class ReportScans:
+    """Says when the sweeps of a parallel recurrence first fail, and at the end how often."""
+
+    def __init__(self, journal: Journal, recurrences: int, max_sweeps: int):
+        """`recurrences`: how many are computed per step, forward and backward."""
+        self._journal, self._recurrences, self._sweeps = journal, recurrences, max_sweeps
+        self._steps = self._scans = 0
+
+    def __call__(self, moment: Moment) -> None:
+        say = self._journal.display.say
+        for numbers in moment.numbers:
+            scans = int(numbers.metrics.get("recurrence_scans", 0))
+            if scans and not self._scans:
+                say(
+                    f"step {numbers.step}: {scans} of {self._recurrences} recurrences did not "
+                    f"converge in {self._sweeps} sweeps and were computed by the scan: not wrong, "
+                    "but slower (said once)"
+                )
+            self._scans += scans
+            self._steps += 1
+        if self._journal.progress.finished and self._scans:
+            share = self._scans / (self._steps * self._recurrences)
+            say(f"the scan was needed for {self._scans:,} recurrences ({share:.2%} of all)")
+
+
 class Evaluate:
     """Runs an evaluation when one is due."""
 

@@ -126,6 +126,7 @@ def _hooks(
     """The hooks to call after each step, in this order."""
     train = run.config.train
     step_tokens = train.step_tokens
+    recurrences = 2 * run.config.model.num_layers * train.accumulate_steps
     eval_step = make_eval_step(run.config.model, run.model)
     all_of = f"{run.total_steps:,} steps" if train.fixed_steps else "epochs"
 
@@ -144,6 +145,7 @@ def _hooks(
         hooks.StopEarly(journal, train.patience, train.min_improvement),
         hooks.EndEpoch(journal, step_tokens),
         hooks.Finish(journal, all_of),
+        hooks.ReportScans(journal, recurrences, run.config.model.recurrence_iterations),
         hooks.SaveCheckpoint(journal, functools.partial(as_saved, run)),
         hooks.StopOnSignal(journal),
         numbers.restart_clock,

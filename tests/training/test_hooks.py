@@ -138,6 +138,31 @@ def test_steps_are_counted_and_logged(journal, tmp_path, capsys):
     assert capsys.readouterr().out.count(line) == 1
 
 
+def test_failed_sweeps_are_reported_once_and_counted_at_the_end(journal, capsys):
+    hook = hooks.ReportScans(journal, recurrences=8, max_sweeps=16)
+
+    def after(step, scans):
+        found = numbers(step)
+        found.metrics["recurrence_scans"] = float(scans)
+        hook(Moment(step, STATE, Due(), numbers=[found]))
+        return capsys.readouterr().out
+
+    assert after(1, 0) == ""
+    first = after(2, 3)
+    assert first.startswith("step 2: 3 of 8 recurrences did not converge in 16 sweeps")
+    assert first.count("\n") == 1
+    assert after(3, 1) == ""
+    journal.progress.finished = "all 4 steps done"
+    assert after(4, 0) == "the scan was needed for 4 recurrences (12.50% of all)\n"
+
+
+def test_a_run_without_failed_sweeps_says_nothing(journal, capsys):
+    hook = hooks.ReportScans(journal, recurrences=8, max_sweeps=16)
+    journal.progress.finished = "all 1 steps done"
+    hook(Moment(1, STATE, Due(), numbers=[numbers(1)]))
+    assert capsys.readouterr().out == ""
+
+
 def test_a_speed_without_a_known_peak_has_no_utilization():
     assert Throughput(step_tokens=20).in_words(0.5) == "40 tokens/s"
     assert Throughput(20, step_flops=1.0).utilization(0.5) is None
