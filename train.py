@@ -30,6 +30,9 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "With --dry_run: compile for a slice of TPUs, such as v5p:2x4x4, by libtpu."
 )
 _TOKENS = flags.DEFINE_float("tokens", 0, "With --dry_run: tokens to train on, e.g. 1e9.")
+_DEVICE = flags.DEFINE_string(
+    "device", None, "With --dry_run: the kind of device, e.g. H100 or v5p, to estimate the time."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if several processes train one model."
 )
@@ -103,6 +106,7 @@ def _configs(path: Path) -> list[Config]:
 def _dry_run(configs: list[Config]) -> None:
     import jax
 
+    from mmrec_jax.learning.hardware import named_device
     from mmrec_jax.report.plan import print_compiled, print_plan, print_plans
     from mmrec_jax.training.ladder import is_ladder
 
@@ -116,7 +120,8 @@ def _dry_run(configs: list[Config]) -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices()
-    how = count, int(_TOKENS.value), _FLOPS.value
+    device = named_device(_DEVICE.value) if _DEVICE.value else None
+    how = count, int(_TOKENS.value), _FLOPS.value, device
     print_plans(configs, *how) if is_ladder(_CONFIG.value) else print_plan(configs[0], *how)
     if devices:
         for config in configs:

@@ -19,6 +19,7 @@ from mmrec_jax.errors import UserError
 from mmrec_jax.learning.optimizer import make_optimizer
 from mmrec_jax.learning.sharding import batch_sharding, placed, shardings
 from mmrec_jax.learning.step import abstract_batch, init_train_state, make_train_step
+from mmrec_jax.learning.step_time import with_recurrence
 from mmrec_jax.model import ops
 from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.params import stack_layers
@@ -73,7 +74,7 @@ def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
     The devices of the mesh may be those of a topology that is not there (`topology`).
     """
     optimizer = make_optimizer(config.train, optax.constant_schedule(0.0))
-    model = mmrec(config.model)
+    model = mmrec(with_recurrence(config, mesh).model)
 
     def fresh():
         state = init_train_state(config, optimizer, jax.random.key(0))
@@ -83,7 +84,7 @@ def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
     is_cpu = mesh.devices.flat[0].platform == "cpu"
     with jax.set_mesh(mesh), ops.plain(*(() if is_cpu else ops.OPERATIONS)):
         state = placed(jax.eval_shape(fresh), mesh)
-        step = make_train_step(config, optimizer, shardings=shardings(state))
+        step = make_train_step(config, optimizer, model, shardings(state))
         return step.lower(state, batch).compile()
 
 

@@ -54,8 +54,10 @@ _LARGEST_GAIN = 4.0
 NO_EFFORT = Effort(np.zeros((), np.float32), np.zeros((), np.float32))
 
 
-def serial(step: Step, first: Float[Array, "batch D"], xs: Any, reverse: bool = False) -> Array:
-    """The outputs [batch, T, ...] of all steps, one after the other.
+def serial(
+    step: Step, first: Float[Array, "batch D"], xs: Any, reverse: bool = False
+) -> tuple[Array, Array]:
+    """The outputs [batch, T, ...] of all steps, one after the other, and the last state.
 
     Args:
         step: of the recurrence.
@@ -69,8 +71,8 @@ def serial(step: Step, first: Float[Array, "batch D"], xs: Any, reverse: bool = 
         return x, output
 
     # Not unrolled: XLA's CPU compiler would recompute each step in the fusions of the next.
-    _, outputs = lax.scan(advance, first, jax.tree.map(_time_major, xs), reverse=reverse)
-    return _time_major(outputs)
+    last, outputs = lax.scan(advance, first, jax.tree.map(_time_major, xs), reverse=reverse)
+    return _time_major(outputs), last
 
 
 def shoot(
@@ -79,26 +81,34 @@ def shoot(
     xs: Any,
     how: Shooting,
     reverse: bool = False,
-) -> tuple[Array, Effort]:
-    """The outputs of `serial`, with an error of at most `how.tolerance`, as far as can be told.
+) -> tuple[Array, Array, Effort]:
+    """What `serial` finds, with an error of at most `how.tolerance`, as far as can be told.
 
     It cannot be differentiated by JAX. If the sweeps do not converge, the result is that of
     `serial`.
     """
     length = jax.tree.leaves(xs)[0].shape[1]
     if length <= how.interval:
-        return serial(step, first, xs, reverse), NO_EFFORT
+        return *serial(step, first, xs, reverse), NO_EFFORT
     count = -(-length // how.interval)
     in_intervals = functools.partial(_in_intervals, interval=how.interval, reverse=reverse)
     of_intervals = jax.tree.map(in_intervals, xs)
+    # The last interval is filled up with steps that change nothing.
+    position = jnp.arange(count * how.interval).reshape(count, how.interval).T
 
     def sweep(x):
-        def advance(carry, inputs):
+        def advance(carry, at):
+            inputs, position = at
             x, product = carry
-            x, output, slope = step(x, inputs)
-            return (x, product * slope), output
+            new_x, output, slope = step(x, inputs)
+            if length % how.interval:
+                is_step = (position < length)[:, None, None]
+                new_x = jnp.where(is_step, new_x, x)
+                slope = jnp.where(is_step, slope, 1)
+            return (new_x, product * slope), output
 
-        (last, product), outputs = lax.scan(advance, (x, jnp.ones_like(x)), of_intervals)
+        begin = x, jnp.ones_like(x)
+        (last, product), outputs = lax.scan(advance, begin, (of_intervals, position))
         # Larger factors would be of no use: it does not converge where it does not forget.
         return last, jnp.clip(product, -1, 1), outputs
 
@@ -141,12 +151,12 @@ def shoot(
     begin = Iteration(x, zeros, outputs, zeros, infinite, infinite, jnp.zeros((), jnp.int32))
     end = lax.while_loop(is_unsolved, iterate, begin)
     failed = ~(end.error <= how.tolerance)
-    outputs = lax.cond(
+    outputs, last = lax.cond(
         failed,
         lambda: serial(step, first, xs, reverse),
-        lambda: _from_intervals(end.outputs, length, reverse),
+        lambda: (_from_intervals(end.outputs, length, reverse), end.last[-1]),
     )
-    return outputs, Effort(end.sweeps.astype(jnp.float32), failed.astype(jnp.float32))
+    return outputs, last, Effort(end.sweeps.astype(jnp.float32), failed.astype(jnp.float32))
 
 
 def _linear(slope: Array, offset: Array) -> Array:

@@ -80,7 +80,7 @@ def recurrence(
 
 def _run(step, first, xs, how, reverse=False):
     if how is None:
-        return serial(step, first, xs, reverse), NO_EFFORT
+        return *serial(step, first, xs, reverse), NO_EFFORT
     return shoot(step, first, xs, how, reverse)
 
 
@@ -97,7 +97,8 @@ def _recurrence(inputs, weights, h0, start, of_gradient, mu, how):
         h = (g + mu * m) * inputs_t.z + f * h
         return h, h, jnp.where(start_t[..., None], 0.0, slope)
 
-    return _run(step, h0, (inputs, start), how)
+    h, _, effort = _run(step, h0, (inputs, start), how)
+    return h, effort
 
 
 def _slopes(z, h_prev, g, m, mu):
@@ -140,8 +141,7 @@ def _backward(mu, how, residuals, gradients):
         return f_t * d + da @ weights.W.T, d, slope
 
     xs = (grad_h, same_document * f, same_document * slopes)
-    d, effort = _run(step, jnp.zeros_like(h0), xs, how, reverse=True)
-    grad_h0, _, _ = step(jnp.zeros_like(h0), jax.tree.map(lambda x: x[:, 0], (d, *xs[1:])))
+    d, grad_h0, effort = _run(step, jnp.zeros_like(h0), xs, how, reverse=True)
 
     da = jnp.concatenate([d, d], axis=-1) * slopes
     _, da_m = jnp.split(da, 2, axis=-1)

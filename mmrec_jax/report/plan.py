@@ -1,5 +1,6 @@
 """Tables of the cost of a run, printed by train.py --dry_run."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -14,18 +15,29 @@ from mmrec_jax.learning.cost import (
     count_parameters,
     divide_parameters,
 )
+from mmrec_jax.learning.hardware import Device
 from mmrec_jax.learning.sharding import make_mesh, mesh_shape
+from mmrec_jax.learning.step_time import ACHIEVED, SWEEPS, choose_recurrence, step_time
 from mmrec_jax.model.layout import DATA, FSDP
 from mmrec_jax.tables import print_table
 
+_DAY = 86_400  # seconds
 
-def print_plan(config: Config, devices: int, tokens: int, flops_per_second: float) -> None:
+
+def print_plan(
+    config: Config,
+    devices: int,
+    tokens: int,
+    flops_per_second: float,
+    device: Device | None = None,
+) -> None:
     """Prints the cost of a run.
 
     Args:
         devices: how many there are; `config.mesh` says how they share the work.
         tokens: to train on; 0 takes their number from the config.
         flops_per_second: FLOP/s that one device achieves in training; 0 if unknown.
+        device: its figures, from which the time of a step is estimated; None if unknown.
 
     Raises:
         UserError: the mesh does not fit.
@@ -66,16 +78,41 @@ def print_plan(config: Config, devices: int, tokens: int, flops_per_second: floa
             if of_device
         ],
     )
+    if device:
+        _print_step_time(config, device, mesh)
     tokens = tokens or train.fixed_steps * train.step_tokens
     if not tokens:
-        print("for the training time, give --tokens and --flops (FLOP/s achieved by one device)")
+        print("for the training time, give --tokens, and --device or --flops")
         return
     work = tokens * flops.training
     line = f"{tokens:,} tokens: {work:.3g} FLOPs"
     if flops_per_second:
         days = _days(work, mesh.size, flops_per_second)
         line += f", {days:,.2f} days on {mesh.size} x {flops_per_second:.3g} FLOP/s"
+    if device:
+        days = tokens / train.step_tokens * step_time(config, device, mesh).total / _DAY
+        line += f", {days:,.2f} days on {mesh.size} x {device.name}"
     print(line)
+
+
+def _print_step_time(config: Config, device: Device, mesh: AbstractMesh) -> None:
+    """Prints the parts of a step's time, with the recurrence in either form."""
+    chosen = choose_recurrence(config, device, mesh)
+    rows = []
+    for form in ("scan", "parallel"):
+        model = dataclasses.replace(config.model, recurrence=form)
+        parts = step_time(dataclasses.replace(config, model=model), device, mesh)
+        name = f"recurrence: {form}" + (" (chosen)" if form == chosen else "")
+        rows.append((name, *(f"{seconds:,.4g}" for seconds in (*parts, parts.total))))
+    names = (f"seconds per step on {device.name}", "products", "traffic", "recurrence", "total")
+    print_table(names, rows)
+    waits = f"{device.wait * 1e6:.0f} microseconds per step of a loop"
+    print(
+        f"estimated from {ACHIEVED:.0%} of {device.peak:.3g} FLOP/s in bfloat16,\n"
+        f"{device.highest:.3g} FLOP/s in float32, {device.bandwidth:.3g} bytes/s, {waits},\n"
+        f"and {SWEEPS} sweeps of {config.model.recurrence_interval} steps; what devices send each "
+        "other is not included"
+    )
 
 
 def print_compiled(config: Config, devices: Sequence[jax.Device]) -> None:
@@ -124,7 +161,13 @@ def _print_collectives(config: Config, program: str) -> None:
     print_table(("per step", "times", "GB per device", "in loops over time"), rows)
 
 
-def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_second: float) -> None:
+def print_plans(
+    configs: list[Config],
+    devices: int,
+    tokens: int,
+    flops_per_second: float,
+    device: Device | None = None,
+) -> None:
     """Prints the cost of several runs, one per line; arguments as for `print_plan`."""
     rows = []
     for config in configs:
@@ -132,7 +175,10 @@ def print_plans(configs: list[Config], devices: int, tokens: int, flops_per_seco
         flops, memory = count_flops(config).training, count_memory(config, mesh)
         of_run = tokens or train.fixed_steps * train.step_tokens
         days = ""
-        if of_run and flops_per_second:
+        if of_run and device:
+            steps = of_run / train.step_tokens
+            days = f"{steps * step_time(config, device, mesh).total / _DAY:,.2f}"
+        elif of_run and flops_per_second:
             days = f"{_days(of_run * flops, mesh.size, flops_per_second):,.2f}"
         rows.append(
             (
@@ -170,4 +216,4 @@ def _in_words(mesh: AbstractMesh, devices: int) -> str:
 
 
 def _days(work: float, devices: int, flops_per_second: float) -> float:
-    return work / (devices * flops_per_second) / 86_400
+    return work / (devices * flops_per_second) / _DAY

@@ -16,10 +16,11 @@ from mmrec_jax.data.dataset import Dataset, load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.cost import count_flops
+from mmrec_jax.learning.hardware import known_peak, measure_peak
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
-from mmrec_jax.learning.peak import known_peak, measure_peak
 from mmrec_jax.learning.sharding import local_rows, make_mesh, placed, shardings
 from mmrec_jax.learning.step import TrainState, init_train_state
+from mmrec_jax.learning.step_time import with_recurrence
 from mmrec_jax.model.interface import ModelFunctions, mmrec
 from mmrec_jax.model.params import stack_layers, unstack_layers
 from mmrec_jax.runs import workdir as workdirs
@@ -73,7 +74,7 @@ def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) ->
     if config.init_from and config.growth.old_rate != 1:
         optimizer = optax.chain(optimizer, slower_old_part(config))
     is_mmrec = model is None
-    model = mmrec(config.model) if is_mmrec else model
+    model = mmrec(with_recurrence(config, mesh).model) if is_mmrec else model
     return Run(
         config,
         path,

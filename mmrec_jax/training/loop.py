@@ -176,6 +176,10 @@ def _introduce(run: Run, state: TrainState) -> None:
         f"{config.model.vocab_size:,} token ids in use; {run.total_steps:,} steps of "
         f"{train.batch_size} x {train.seq_len} tokens in {epochs:.4g} epochs"
     )
+    if run.model.counts_effort:
+        print(
+            f"the recurrence is computed in parallel (model.recurrence = {config.model.recurrence})"
+        )
     where = f"resuming from step {first_step} of" if first_step else "training in"
     print(f"{where} {run.path}", flush=True)
 

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from mmrec_jax.learning.peak import known_peak, measure_peak
+from mmrec_jax.learning.hardware import known_peak, measure_peak
 
 
 @pytest.mark.parametrize(

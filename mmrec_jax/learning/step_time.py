@@ -1,0 +1,108 @@
+"""How long a training step takes on a device, estimated from its figures (hardware.py).
+
+    products      FLOPs of matrix products, without those of the recurrence's steps, divided by
+                  the FLOP/s of the model's dtype, of which runs of this size achieve 0.4 (38 to
+                  43% in Grattafiori et al., 2024, Table 4)
+    traffic       activations, written and read; weights, read twice and written; gradients and the
+                  optimizer's state, read and written; divided by the memory's bandwidth
+    recurrence    for each layer and micro-batch, once forward, once backward, and with model.remat
+                  once more: as many steps one after the other as below
+
+A step of the recurrence multiplies the states of n rows by the [D, 2D] matrix W in float32. It
+takes the wait of a loop's step, and the longer of the time to read W and of 4 n D^2 FLOPs.
+
+    scan          T steps, of as many rows as the device has sequences
+    parallel      5 sweeps of c steps, of T / c times as many rows
+
+The time of a step is the larger of products and traffic, plus the recurrence, which nothing can
+overlap. What devices send each other is not included.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from jax.sharding import AbstractMesh, Mesh
+
+from mmrec_jax.config import Config
+from mmrec_jax.learning.cost import ONE_DEVICE, count_flops, count_memory
+from mmrec_jax.learning.hardware import Device, figures
+
+ACHIEVED = 0.4
+# What trained models need at 64 steps per interval and a tolerance of 1e-5: 2 to 8, in the mean
+# less than 5 (docs/scaling.md).
+SWEEPS = 5
+
+
+class StepTime(NamedTuple):
+    """Seconds of a training step on one device."""
+
+    products: float
+    traffic: float
+    recurrence: float
+
+    @property
+    def total(self) -> float:
+        """Of a step."""
+        return max(self.products, self.traffic) + self.recurrence
+
+
+def step_time(config: Config, device: Device, mesh: AbstractMesh = ONE_DEVICE) -> StepTime:
+    """The time of a step, with `model.recurrence` as it would be chosen for this device."""
+    model, train = config.model, config.train
+    passes = _passes(config)
+    of_steps = passes * 4 * model.dim**2 * model.num_layers
+    flops = (count_flops(config).training - of_steps) * train.step_tokens / mesh.size
+    rate = device.peak if model.dtype == "bfloat16" else device.default
+    memory = count_memory(config, mesh)
+    bytes_moved = 3 * memory.parameters + 2 * (
+        memory.activations * train.accumulate_steps + memory.gradients + memory.optimizer
+    )
+    form = choose_recurrence(config, device, mesh)
+    solutions = passes * model.num_layers * train.accumulate_steps
+    return StepTime(
+        products=flops / (ACHIEVED * rate),
+        traffic=bytes_moved / device.bandwidth,
+        recurrence=solutions * recurrence_time(config, device, form, mesh),
+    )
+
+
+def recurrence_time(
+    config: Config, device: Device, form: str, mesh: Mesh | AbstractMesh = ONE_DEVICE
+) -> float:
+    """Seconds in which a layer's recurrence is computed once, by the "scan" or in "parallel"."""
+    model, length = config.model, config.train.seq_len
+    rows = max(config.train.batch_size // config.train.accumulate_steps // mesh.size, 1)
+    interval = model.recurrence_interval
+
+    def of_step(rows: int) -> float:
+        read = 8 * model.dim**2 / device.bandwidth
+        return device.wait + max(read, 4 * rows * model.dim**2 / device.highest)
+
+    if form == "scan" or length <= interval:
+        return length * of_step(rows)
+    return SWEEPS * interval * of_step(rows * -(-length // interval))
+
+
+def choose_recurrence(
+    config: Config, device: Device | None, mesh: Mesh | AbstractMesh = ONE_DEVICE
+) -> str:
+    """ "scan" or "parallel": what `model.recurrence` says, or takes less time if that is "auto".
+
+    `device` is None for a CPU, which computes as much as its cores allow in both forms, so that the
+    scan is faster.
+    """
+    if config.model.recurrence != "auto":
+        return config.model.recurrence
+    if device is None:
+        return "scan"
+    return min(("scan", "parallel"), key=lambda form: recurrence_time(config, device, form, mesh))
+
+
+def with_recurrence(config: Config, mesh: Mesh) -> Config:
+    """The config of a run with the form that is chosen for the devices of a mesh."""
+    form = choose_recurrence(config, figures(mesh.devices.flat[0]), mesh)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, recurrence=form))
+
+
+def _passes(config: Config) -> int:
+    return 3 if config.model.remat else 2
