@@ -25,7 +25,7 @@ from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.params import stack_layers
 
 # Loops in which devices may wait for each other. All others run over time, or inside one token.
-OUTER_LOOPS = ("layers", "micro_batches")
+OUTER_LOOPS = ("layers", "micro_batches", "sweeps")
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all"
 _COLLECTIVE = re.compile(rf"= (.+?) ({_KINDS})(?:-start)?\(")

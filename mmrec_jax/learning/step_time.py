@@ -14,8 +14,11 @@ takes the wait of a loop's step, and the longer of the time to read W and of 4 n
     scan          T steps, of as many rows as the device has sequences
     parallel      5 sweeps of c steps, of T / c times as many rows
 
-The time of a step is the larger of products and traffic, plus the recurrence, which nothing can
-overlap. What devices send each other is not included.
+    consolidation for each layer and micro-batch, forward, and with model.remat once more: one step
+                  per chunk, which takes 5 waits, because it consists of about ten small operations
+
+The time of a step is the larger of products and traffic, plus recurrence and consolidation, which
+nothing can overlap. What devices send each other is not included.
 """
 
 import dataclasses
@@ -31,6 +34,7 @@ ACHIEVED = 0.4
 # What trained models need at 64 steps per interval and a tolerance of 1e-5: 2 to 8, in the mean
 # less than 5 (docs/scaling.md).
 SWEEPS = 5
+CONSOLIDATION_WAITS = 5
 
 
 class StepTime(NamedTuple):
@@ -39,11 +43,12 @@ class StepTime(NamedTuple):
     products: float
     traffic: float
     recurrence: float
+    consolidation: float
 
     @property
     def total(self) -> float:
         """Of a step."""
-        return max(self.products, self.traffic) + self.recurrence
+        return max(self.products, self.traffic) + self.recurrence + self.consolidation
 
 
 def step_time(config: Config, device: Device, mesh: AbstractMesh = ONE_DEVICE) -> StepTime:
@@ -58,11 +63,13 @@ def step_time(config: Config, device: Device, mesh: AbstractMesh = ONE_DEVICE) -
         memory.activations * train.accumulate_steps + memory.gradients + memory.optimizer
     )
     form = choose_recurrence(config, device, mesh)
-    solutions = passes * model.num_layers * train.accumulate_steps
+    layers = model.num_layers * train.accumulate_steps
+    chunks = train.seq_len // model.chunk_len if model.long_term else 0
     return StepTime(
         products=flops / (ACHIEVED * rate),
         traffic=bytes_moved / device.bandwidth,
-        recurrence=solutions * recurrence_time(config, device, form, mesh),
+        recurrence=passes * layers * recurrence_time(config, device, form, mesh),
+        consolidation=(passes - 1) * layers * chunks * CONSOLIDATION_WAITS * device.wait,
     )
 
 

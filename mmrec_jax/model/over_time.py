@@ -149,7 +149,8 @@ def shoot(
     outputs = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, x)[2])
     zeros = jnp.zeros_like(x)
     begin = Iteration(x, zeros, outputs, zeros, infinite, infinite, jnp.zeros((), jnp.int32))
-    end = lax.while_loop(is_unsolved, iterate, begin)
+    with jax.named_scope("sweeps"):
+        end = lax.while_loop(is_unsolved, iterate, begin)
     failed = ~(end.error <= how.tolerance)
     outputs, last = lax.cond(
         failed,

@@ -104,7 +104,14 @@ def _print_step_time(config: Config, device: Device, mesh: AbstractMesh) -> None
         parts = step_time(dataclasses.replace(config, model=model), device, mesh)
         name = f"recurrence: {form}" + (" (chosen)" if form == chosen else "")
         rows.append((name, *(f"{seconds:,.4g}" for seconds in (*parts, parts.total))))
-    names = (f"seconds per step on {device.name}", "products", "traffic", "recurrence", "total")
+    names = (
+        f"seconds per step on {device.name}",
+        "products",
+        "traffic",
+        "recurrence",
+        "bank",
+        "total",
+    )
     print_table(names, rows)
     waits = f"{device.wait * 1e6:.0f} microseconds per step of a loop"
     print(
@@ -145,7 +152,11 @@ def print_compiled(config: Config, devices: Sequence[jax.Device]) -> None:
 
 
 def _print_collectives(config: Config, program: str) -> None:
-    rounds = {"layers": config.model.num_layers, "micro_batches": config.train.accumulate_steps}
+    rounds = {
+        "layers": config.model.num_layers,
+        "micro_batches": config.train.accumulate_steps,
+        "sweeps": SWEEPS,
+    }
     found = collectives(program, rounds)
     rows = []
     for kind in dict.fromkeys(sorted(collective.kind for collective in found)):

@@ -13,6 +13,7 @@ from mmrec_jax.learning.sharding import make_mesh
 from mmrec_jax.learning.step_time import choose_recurrence, step_time, with_recurrence
 from small_runs import ROOT, run
 
+LONG = {"batch_size": 32, "seq_len": 32_768}
 ON_32 = AbstractMesh((1, 32), ("data", "fsdp"))
 
 
@@ -26,7 +27,7 @@ def config_of(size, form="auto", **train) -> Config:
 
 def test_a_scan_reads_its_weights_for_every_token():
     """24 layers, 32,768 steps of 4 x 4,096 x 8,192 bytes, and those forward, again and backward."""
-    config = config_of(mmrec_7b, "scan")
+    config = config_of(mmrec_7b, "scan", **LONG)
     assert config.model.remat
     seconds = 3 * 24 * 32_768 * (10e-6 + 4 * 4_096 * 8_192 / 3.35e12)
     found = step_time(config, named_device("H100"), ON_32)
@@ -38,23 +39,23 @@ def test_a_scan_reads_its_weights_for_every_token():
 def test_sweeps_compute_what_a_scan_waits_for():
     """5 sweeps of 64 steps, in each of which 512 rows are multiplied by [4,096, 8,192]."""
     seconds = 3 * 24 * 5 * 64 * (10e-6 + 2 * 512 * 4_096 * 8_192 / 6.7e13)
-    found = step_time(config_of(mmrec_7b, "parallel"), named_device("H100"), ON_32)
+    found = step_time(config_of(mmrec_7b, "parallel", **LONG), named_device("H100"), ON_32)
     assert found.recurrence == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("device", ["H100", "H200", "v5e", "v5p", "v6e"])
 def test_the_faster_form_is_chosen(device):
     device = named_device(device)
-    assert choose_recurrence(config_of(mmrec_7b), device, ON_32) == "parallel"
+    assert choose_recurrence(config_of(mmrec_7b, **LONG), device, ON_32) == "parallel"
     assert choose_recurrence(config_of(tiny), device) == "scan"  # T is only 256
     # So many sequences that every step of the scan is as much work as it can do at once.
     assert choose_recurrence(config_of(tiny, batch_size=2**14), device) == "scan"
     for form in ("scan", "parallel"):
-        assert choose_recurrence(config_of(mmrec_7b, form), device, ON_32) == form
+        assert choose_recurrence(config_of(mmrec_7b, form, **LONG), device, ON_32) == form
 
 
 def test_cpus_scan():
-    config = config_of(mmrec_7b, batch_size=1)
+    config = config_of(mmrec_7b)
     assert choose_recurrence(config, None) == "scan"
     mesh = make_mesh(config_of(tiny), jax.devices())
     assert with_recurrence(config, mesh).model.recurrence == "scan"
@@ -65,7 +66,7 @@ def test_the_plan_for_a_device():
     flags = ["--dry_run", "--devices=32", "--tokens=2e11", "--device=h100"]
     result = run("train.py", f"--config={ROOT / 'configs/mmrec_7b.py'}", *flags)
     assert result.returncode == 0, result.stderr
-    assert "recurrence: parallel (chosen)" in result.stdout
+    assert "recurrence: scan (chosen)" in result.stdout
     seconds = step_time(config_of(mmrec_7b), named_device("H100"), ON_32).total
     days = 2e11 / (32 * 32_768) * seconds / 86_400
     assert f"{days:,.2f} days on 32 x H100" in result.stdout
