@@ -18,6 +18,7 @@ Newton's method with the diagonal alone, for intervals of one step.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -161,12 +162,33 @@ def shoot(
 
 
 def _linear(slope: Array, offset: Array) -> Array:
-    """y_j = slope_j y_{j-1} + offset_j for all j, from y = 0."""
+    """y_j = slope_j y_{j-1} + offset_j for all j, from y = 0.
 
-    def after(first, second):
-        return first[0] * second[0], second[0] * first[1] + second[1]
+    In groups of about as many j as there are groups: first what each group does to the y before it,
+    then the y before each group, then all others. `lax.associative_scan` takes longer to compile.
+    """
+    count = len(offset)
+    size = math.ceil(count**0.5)
 
-    return lax.associative_scan(after, (slope, offset))[1]
+    def in_groups(x):
+        x = jnp.pad(x, [(0, -count % size)] + [(0, 0)] * (x.ndim - 1))
+        return jnp.swapaxes(x.reshape(-1, size, *x.shape[1:]), 0, 1)
+
+    def advance(y, x):
+        slope, offset = x
+        return slope * y + offset, y
+
+    def advance_group(group, x):
+        product, y = group
+        return (x[0] * product, advance(y, x)[0]), None
+
+    slopes, offsets = in_groups(slope), in_groups(offset)
+    nothing = jnp.ones_like(offsets[0]), jnp.zeros_like(offsets[0])
+    groups, _ = lax.scan(advance_group, nothing, (slopes, offsets))
+    _, before = lax.scan(advance, jnp.zeros_like(offset[0]), groups)
+    last, ys = lax.scan(advance, before, (slopes, offsets))
+    ys = jnp.concatenate([ys[1:], last[None]])
+    return jnp.swapaxes(ys, 0, 1).reshape(-1, *offset.shape[1:])[:count]
 
 
 def _time_major(x: Array) -> Array:
