@@ -2,7 +2,7 @@
 
     python -m benchmarks.depth --workdir=runs/tiny
 
-Counted in the traced program of a step on one sequence of the validation split: the longest chain
+Counted in the traced program of a step on one sequence: the longest chain
 of matrix products, each of which needs the result of the one before. A loop counts as often as it
 runs; the sweeps are those that the trained model takes. "bank" is the same without the recurrence's
 steps: the bank is chosen chunk by chunk. Then the program of one recurrence and its gradient is
@@ -53,8 +53,8 @@ def main():
     import jax.numpy as jnp
     import optax
 
+    from benchmarks.trained import first_tokens
     from mmrec_jax.data.windows import Batch
-    from mmrec_jax.errors import UserError
     from mmrec_jax.learning.optimizer import make_optimizer
     from mmrec_jax.learning.step import abstract_batch, init_train_state, make_train_step
     from mmrec_jax.model.over_time import Shooting
@@ -64,9 +64,7 @@ def main():
 
     run = open_run(Path(_WORKDIR.value))
     params = run.params(run.checkpoints.resolve("best"))
-    split, layers = run.split("validation"), run.config.model.num_layers
-    if max(_TOKENS.value) > split.num_tokens:
-        raise UserError(f"the validation split has only {split.num_tokens:,} tokens: set --tokens")
+    layers = run.config.model.num_layers
 
     def step_of(length, recurrence, interval=1, **more):
         model = dataclasses.replace(
@@ -102,7 +100,7 @@ def main():
     def sweeps_of(length, interval):
         """Of a solution, forward or backward, in the mean."""
         state, step = step_of(length, "parallel", interval)
-        tokens, documents = (jnp.asarray(x)[None] for x in split.tokens.read(0, length))
+        tokens, documents = first_tokens(run, length)
         weights = jnp.ones(tokens.shape).at[:, -1].set(0)
         batch = Batch(tokens, documents, jnp.roll(tokens, -1, 1), weights, jnp.ones(1, bool))
         _, metrics = step(state(jax.tree.map(jnp.copy, params)), batch)

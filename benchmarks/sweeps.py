@@ -3,9 +3,10 @@
     python -m benchmarks.sweeps --workdir=runs/tiny
     python -m benchmarks.sweeps --workdir=runs/code --tokens=8192 --interval=16 --interval=128
 
-Reads the first tokens of the validation split. A cell shows the sweeps of a layer and the error of
-its states, or of the gradients of a weighted sum of its states with random weights, relative to the
-largest state or gradient that the scan finds. "scan" stands for sweeps that did not converge.
+Reads the first tokens of the validation split, or of the training split if that is too short. A
+cell shows the sweeps of a layer and the error of its states, or of the gradients of a weighted sum
+of its states with random weights, relative to the largest state or gradient that the scan finds.
+"scan" stands for sweeps that did not converge.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from absl import flags
 from mmrec_jax.commands import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_TOKENS = flags.DEFINE_integer("tokens", 1024, "Length of the sequence.", lower_bound=2)
+_TOKENS = flags.DEFINE_integer("tokens", 1024, "Length of the sequence.", lower_bound=64)
 _INTERVAL = flags.DEFINE_multi_integer("interval", [1, 16, 64], "Steps per interval.")
 _SWEEPS = flags.DEFINE_integer("sweeps", 32, "Sweeps after which the scan is used.", lower_bound=1)
 
@@ -28,7 +29,7 @@ def main():
     import numpy as np
     from flax import nnx
 
-    from mmrec_jax.errors import UserError
+    from benchmarks.trained import first_tokens
     from mmrec_jax.model.lm import init_state
     from mmrec_jax.model.memory import Segments
     from mmrec_jax.model.over_time import NO_EFFORT, Shooting
@@ -38,15 +39,10 @@ def main():
     from mmrec_jax.tables import print_table
 
     run = open_run(Path(_WORKDIR.value))
-    config, split = run.config.model, run.split("validation")
+    config = run.config.model
     length = _TOKENS.value // config.chunk_len * config.chunk_len
-    if not 0 < length <= split.num_tokens:
-        raise UserError(
-            f"--tokens is {_TOKENS.value}: it must be {config.chunk_len} to {split.num_tokens:,}, "
-            "from one chunk to the validation split"
-        )
     params = run.params(run.checkpoints.resolve("best"))
-    tokens, documents = (jnp.asarray(x)[None] for x in split.tokens.read(0, length))
+    tokens, documents = first_tokens(run, length)
 
     @jax.jit
     def cores(params):
