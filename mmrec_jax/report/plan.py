@@ -99,13 +99,13 @@ def _print_step_time(config: Config, device: Device, mesh: AbstractMesh) -> None
     """Prints the parts of a step's time, with the recurrence in either form."""
     chosen = choose_recurrence(config, device, mesh)
     rows = []
-    for form in ("scan", "parallel"):
+    for form, name in (("scan", "by the scan"), ("parallel", "in parallel")):
         model = dataclasses.replace(config.model, recurrence=form)
         parts = step_time(dataclasses.replace(config, model=model), device, mesh)
-        name = f"recurrence: {form}" + (" (chosen)" if form == chosen else "")
+        name += " (chosen)" if form == chosen else ""
         rows.append((name, *(f"{seconds:,.4g}" for seconds in (*parts, parts.total))))
     names = (
-        f"seconds per step on {device.name}",
+        f"seconds, {device.name}",
         "products",
         "traffic",
         "recurrence",

@@ -65,7 +65,7 @@ def test_the_plan_for_a_device():
     flags = ["--dry_run", "--devices=32", "--tokens=2e11", "--device=h100"]
     result = run("train.py", f"--config={ROOT / 'configs/mmrec_7b.py'}", *flags)
     assert result.returncode == 0, result.stderr
-    assert "recurrence: scan (chosen)" in result.stdout
+    assert "by the scan (chosen)" in result.stdout
     seconds = step_time(config_of(mmrec_7b), named_device("H100"), ON_32).total
     days = 2e11 / (32 * 32_768) * seconds / 86_400
     assert f"{days:,.2f} days on 32 x H100" in result.stdout
