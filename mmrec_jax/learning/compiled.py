@@ -7,7 +7,7 @@ that names the computation of its body, and the number of its rounds if XLA know
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -73,6 +73,14 @@ def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
 
     The devices of the mesh may be those of a topology that is not there (`topology`).
     """
+    return lower_step(config, mesh, (mesh.devices.flat[0].platform,)).compile()
+
+
+def lower_step(config: Config, mesh: Mesh, platforms: Sequence[str]) -> jax.stages.Lowered:
+    """The training step as it is given to the compilers of platforms: "cpu", "cuda", "tpu".
+
+    They need not be those of the mesh.
+    """
     optimizer = make_optimizer(config.train, optax.constant_schedule(0.0))
     model = mmrec(with_recurrence(config, mesh).model)
 
@@ -81,11 +89,11 @@ def compile_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
         return stack_layers(state) if model.stacks_layers else state
 
     batch = abstract_batch(config.train.batch_size, config.train.seq_len, batch_sharding(mesh))
-    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    is_cpu = tuple(platforms) == ("cpu",)
     with jax.set_mesh(mesh), ops.plain(*(() if is_cpu else ops.OPERATIONS)):
         state = placed(jax.eval_shape(fresh), mesh)
         step = make_train_step(config, optimizer, model, shardings(state))
-        return step.lower(state, batch).compile()
+        return step.trace(state, batch).lower(lowering_platforms=tuple(platforms))
 
 
 def collectives(program: str, rounds: Mapping[str, int]) -> list[Collective]:

@@ -1,12 +1,16 @@
 """What the devices send each other, read from the text of compiled programs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mmrec_jax.learning.compiled import Collective, collectives
+from configs import code, medium, mmrec_7b, small, tiny
+from mmrec_jax.config import from_mapping
+from mmrec_jax.learning.compiled import Collective, collectives, lower_step
 from mmrec_jax.learning.sharding import make_mesh
 from small_runs import config, one_error_line, run, train_flags
 
@@ -61,6 +65,23 @@ def test_a_collective_in_a_loop_over_time_is_found():
 
     found = collectives(recurrence.lower(h, weights).compile().as_text(), {})
     assert any(collective.loop and collective.times == 17 for collective in found)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [code, *(pytest.param(x, marks=pytest.mark.slow) for x in (tiny, small, medium, mmrec_7b))],
+)
+def test_a_step_can_be_given_to_the_compilers_of_accelerators(size):
+    cfg = from_mapping(size.get_config())
+    mesh = make_mesh(cfg, jax.devices()[:1])
+    loops = {}
+    for form in ("scan", "parallel"):
+        model = dataclasses.replace(cfg.model, recurrence=form)
+        lowered = lower_step(dataclasses.replace(cfg, model=model), mesh, ("cuda", "tpu"))
+        loops[form] = lowered.as_text().count("stablehlo.while")
+    # Forward and backward: the sweeps, the steps of an interval, and three to correct the guesses.
+    more = 2 * 5 * (1 if cfg.model.is_scanned else cfg.model.num_layers)
+    assert loops["parallel"] == loops["scan"] + more
 
 
 def test_a_dry_run_can_compile_for_devices_that_do_not_exist(tmp_path):
