@@ -53,8 +53,12 @@ def relative_error(actual, expected):
     return np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
 
 
-@pytest.mark.parametrize("interval", [1, 7])
-@pytest.mark.parametrize("time", [1, 2, 7, 8, 49, 50, 130])
+EVERY_TIME = [pytest.param(time, 7, marks=pytest.mark.slow) for time in range(1, 131)]
+
+
+@pytest.mark.parametrize(
+    ("time", "interval"), [(1, 1), (2, 1), (130, 1), (7, 7), (8, 7), (50, 7), *EVERY_TIME]
+)
 def test_float64_states_and_gradients_are_those_of_the_scan(time, interval):
     case, start = random_case(time), random_starts(time)
     cotangent = np.random.default_rng(2).standard_normal((2, time, DIM))

@@ -165,13 +165,26 @@ def test_a_run_is_evaluated_on_its_devices_or_on_those_that_there_are(runs):
 # --- what devices send each other ---
 
 
-@pytest.mark.parametrize("scan_layers", ["always", pytest.param("never", marks=pytest.mark.slow)])
-def test_devices_do_not_wait_for_each_other_inside_a_sequence(scan_layers):
+@pytest.mark.parametrize(
+    ("scan_layers", "recurrence"),
+    [
+        ("always", "scan"),
+        ("always", "parallel"),
+        pytest.param("never", "scan", marks=pytest.mark.slow),
+    ],
+)
+def test_devices_do_not_wait_for_each_other_inside_a_sequence(scan_layers, recurrence):
     cfg = small(
-        2, 2, model__scan_layers=scan_layers, model__num_layers=2, train__accumulate_steps=1
+        2,
+        2,
+        model__scan_layers=scan_layers,
+        model__num_layers=2,
+        model__recurrence=recurrence,
+        model__recurrence_interval=8,
+        train__accumulate_steps=1,
     )
     compiled = compile_step(cfg, make_mesh(cfg, jax.devices()))
-    rounds = {"layers": cfg.model.num_layers, "micro_batches": 1}
+    rounds = {"layers": cfg.model.num_layers, "micro_batches": 1, "sweeps": 1}
     found = collectives(compiled.as_text(), rounds)
     assert {collective.loop for collective in found} == {None}
     # Weights are gathered for the forward pass of each layer and again for its backward pass.
