@@ -113,52 +113,73 @@ def shoot(
         # Larger factors would be of no use: it does not converge where it does not forget.
         return last, jnp.clip(product, -1, 1), outputs
 
-    class Iteration(NamedTuple):
-        x: Array  # [N, batch, D], before each interval
-        last: Array  # [N, batch, D], after each, from the x before
-        outputs: Array  # [c, N, batch, ...], from the x before
-        before: Array  # the x before
-        change: Array  # of x, relative to the largest output
-        error: Array  # of the outputs, estimated; infinite if it cannot be estimated
-        sweeps: Array
-
-    def iterate(now: Iteration) -> Iteration:
+    def iterate(now: _Iteration) -> _Iteration:
         last, slope, outputs = sweep(now.x)
-        change = _linear(slope[:-1], last[:-1] - now.x[1:])
-        x = now.x.at[1:].add(change)
-        size = jnp.max(jnp.abs(outputs), axis=(0, 1, 3))
-        largest = jnp.max(jnp.abs(change), axis=(0, 2))
-        relative = jnp.max(jnp.where(largest == 0, 0, largest / size))
+        correction = _linear(slope[:-1], last[:-1] - now.x[1:])
+        size = jnp.max(jnp.abs(outputs), axis=(0, 1, 3))  # of each sequence
+        largest = jnp.max(jnp.abs(correction), axis=(0, 2))
+        change = jnp.max(jnp.where(largest == 0, 0, largest / size))
         # What remains, if each change is the same part of the one before.
-        rate = relative / now.change
-        error = jnp.where(rate < 1, relative / (1 - rate), jnp.inf)
-        error = jnp.where(relative == 0, 0, error)
-        given = jnp.linalg.norm(now.x - now.before, axis=-1)
-        kept = jnp.linalg.norm(last - now.last, axis=-1)
+        rate = change / now.change
+        error = jnp.where(rate < 1, change / (1 - rate), jnp.inf)
+        # What intervals make of the difference to the guess before.
+        given = jnp.linalg.norm(now.x - now.x_before, axis=-1)
+        made = jnp.linalg.norm(last - now.last, axis=-1)
         is_noise = given <= how.tolerance * size
-        gain = jnp.max(jnp.where(is_noise, 0, kept / given))
-        is_expansive = (now.sweeps > 0) & (gain > _LARGEST_GAIN)
-        sweeps = jnp.where(is_expansive, how.max_sweeps, now.sweeps + 1)
-        error = jnp.where(is_expansive, jnp.inf, error)
-        return Iteration(x, last, outputs, now.x, relative, error, sweeps)
+        gain = jnp.max(jnp.where(is_noise, 0, made / given))
+        return _Iteration(
+            x=now.x.at[1:].add(correction),
+            x_before=now.x,
+            last=last,
+            outputs=outputs,
+            change=change,
+            error=jnp.where(change == 0, 0, error),
+            gain=jnp.where(now.sweeps == 0, 0, gain),
+            sweeps=now.sweeps + 1,
+        )
 
-    def is_unsolved(now: Iteration):
-        return ~(now.error <= how.tolerance) & (now.sweeps < how.max_sweeps)  # true for NaN
+    def is_solved(now: _Iteration):
+        return (now.error <= how.tolerance) & (now.gain <= _LARGEST_GAIN)  # false for NaN
 
-    x = jnp.zeros((count, *first.shape), first.dtype).at[0].set(first)
+    def goes_on(now: _Iteration):
+        can_be_solved = ~(now.gain > _LARGEST_GAIN) & (now.sweeps < how.max_sweeps)
+        return ~is_solved(now) & can_be_solved
+
+    guess = jnp.zeros((count, *first.shape), first.dtype).at[0].set(first)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, guess))
     infinite = jnp.full((), jnp.inf, first.dtype)
-    outputs = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, x)[2])
-    zeros = jnp.zeros_like(x)
-    begin = Iteration(x, zeros, outputs, zeros, infinite, infinite, jnp.zeros((), jnp.int32))
+    begin = _Iteration(
+        x=guess,
+        x_before=nothing[0],
+        last=nothing[0],
+        outputs=nothing[2],
+        change=infinite,
+        error=infinite,
+        gain=jnp.zeros((), first.dtype),
+        sweeps=jnp.zeros((), jnp.int32),
+    )
     with jax.named_scope("sweeps"):
-        end = lax.while_loop(is_unsolved, iterate, begin)
-    failed = ~(end.error <= how.tolerance)
+        end = lax.while_loop(goes_on, iterate, begin)
+    failed = ~is_solved(end)
     outputs, last = lax.cond(
         failed,
         lambda: serial(step, first, xs, reverse),
         lambda: (_from_intervals(end.outputs, length, reverse), end.last[-1]),
     )
     return outputs, last, Effort(end.sweeps.astype(jnp.float32), failed.astype(jnp.float32))
+
+
+class _Iteration(NamedTuple):
+    """What a sweep has found; N intervals of c steps."""
+
+    x: Array  # [N, batch, D], the corrected guesses before each interval
+    x_before: Array  # the guesses from which the rest was found
+    last: Array  # [N, batch, D], after each interval
+    outputs: Array  # [c, N, batch, ...]
+    change: Array  # the largest correction, relative to the largest output of the sequence
+    error: Array  # of the outputs, estimated; infinite if it cannot be estimated
+    gain: Array  # by which an interval made the last correction larger, at most
+    sweeps: Array
 
 
 def _linear(slope: Array, offset: Array) -> Array:
