@@ -81,9 +81,7 @@ class ModelConfig(Section):
         at_least(1),
     )
     remat: bool = knob(
-        "Whether to recompute each block in the backward pass, but for the recurrence: less "
-        "memory, more time.",
-        False,
+        "Whether to recompute each block in the backward pass: less memory, more time.", False
     )
     scan_layers: str = knob(
         "Whether blocks are read in a loop that is compiled once, instead of one after the other: "

@@ -9,8 +9,7 @@ products:
     training, per token   3 times that, except for the last, which has no gradient; also, per layer,
                           4 D^2 to recompute the gates of the recurrence, 2 D for each query that
                           the saliency loss examines, and 3 times the products of UBOO; with
-                          model.remat, the forward pass of the layers once more, but for the
-                          steps of the recurrence and for W_2
+                          model.remat, the forward pass of the layers once more
 
 Activations are what the backward pass of the traced loss keeps. One and two layers are traced,
 because every further layer keeps as much as the second.
@@ -111,8 +110,7 @@ def count_flops(config: Config) -> Flops:
         training += 2 * model.dim * queries * layers
     if model.remat:
         training += once - forward[_EMBEDDING] + again
-        # The steps of the recurrence and the last product, by W_2, are not needed again.
-        training -= (4 + 8) * model.dim**2 * layers
+        training -= 8 * model.dim**2 * layers  # the last product, by W_2, is not needed again
     return Flops(dict(forward), training)
 
 

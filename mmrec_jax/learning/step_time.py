@@ -5,8 +5,8 @@
                   43% in Grattafiori et al., 2024, Table 4)
     traffic       activations, written and read; weights, read twice and written; gradients and the
                   optimizer's state, read and written; divided by the memory's bandwidth
-    recurrence    for each layer and micro-batch, once forward and once backward: as many steps one
-                  after the other as below
+    recurrence    for each layer and micro-batch, once forward, once backward, and with model.remat
+                  once more: as many steps one after the other as below
 
 A step of the recurrence multiplies the states of n rows by the [D, 2D] matrix W in float32. It
 takes the wait of a loop's step, and the longer of the time to read W and of 4 n D^2 FLOPs.
@@ -54,7 +54,8 @@ class StepTime(NamedTuple):
 def step_time(config: Config, device: Device, mesh: AbstractMesh = ONE_DEVICE) -> StepTime:
     """The time of a step, with `model.recurrence` as it would be chosen for this device."""
     model, train = config.model, config.train
-    of_steps = 8 * model.dim**2 * model.num_layers
+    passes = _passes(config)
+    of_steps = passes * 4 * model.dim**2 * model.num_layers
     flops = (count_flops(config).training - of_steps) * train.step_tokens / mesh.size
     rate = device.peak if model.dtype == "bfloat16" else device.default
     memory = count_memory(config, mesh)
@@ -67,8 +68,8 @@ def step_time(config: Config, device: Device, mesh: AbstractMesh = ONE_DEVICE) -
     return StepTime(
         products=flops / (ACHIEVED * rate),
         traffic=bytes_moved / device.bandwidth,
-        recurrence=2 * layers * recurrence_time(config, device, form, mesh),
-        consolidation=(1 + model.remat) * layers * chunks * CONSOLIDATION_WAITS * device.wait,
+        recurrence=passes * layers * recurrence_time(config, device, form, mesh),
+        consolidation=(passes - 1) * layers * chunks * CONSOLIDATION_WAITS * device.wait,
     )
 
 
@@ -108,3 +109,7 @@ def with_recurrence(config: Config, mesh: Mesh) -> Config:
     """The config of a run with the form that is chosen for the devices of a mesh."""
     form = choose_recurrence(config, figures(mesh.devices.flat[0]), mesh)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, recurrence=form))
+
+
+def _passes(config: Config) -> int:
+    return 3 if config.model.remat else 2

@@ -15,7 +15,6 @@ from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, param_dtype
 from mmrec_jax.model.memory import MemoryState, Place, Segments
 from mmrec_jax.model.over_time import NO_EFFORT, Effort
-from mmrec_jax.model.recurrence import STATES
 
 NO_DOCUMENT = -1  # the document of an empty state
 
@@ -195,11 +194,10 @@ def _recomputing(function, everything: bool):
     """A function that is computed once more in the backward pass, completely or in part.
 
     At least the weights that it gathers are gathered again, so that those of one block at a time
-    are whole. The states of the recurrence are kept: its steps have to wait for each other.
+    are whole.
     """
     if everything:
-        policy = jax.checkpoint_policies.save_only_these_names(STATES)
-        return jax.checkpoint(function, policy=policy)
+        return jax.checkpoint(function)
     if layout.is_gathering():
         return jax.checkpoint(function, policy=_is_of_tokens)
     return function

@@ -14,13 +14,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from mmrec_jax.model.ops import affine_gradients
 from mmrec_jax.model.over_time import NO_EFFORT, Effort, Shooting, serial, shoot
-
-STATES = "states"  # the name of h, by which it is kept where all else is recomputed
 
 
 class CoreInputs(NamedTuple):
@@ -116,7 +113,6 @@ def _diagonals(weights: CoreWeights):
 
 def _forward(inputs, weights, h0, start, of_gradient, mu, how):
     h, effort = _recurrence(inputs, weights, h0, start, of_gradient, mu, how)
-    h = checkpoint_name(h, STATES)
     return (h, effort), (inputs, weights, h0, start, h)
 
 
