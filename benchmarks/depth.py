@@ -2,11 +2,11 @@
 
     python -m benchmarks.depth --workdir=runs/tiny
 
-Counted in the traced program of a step on one sequence: the longest chain
-of matrix products, each of which needs the result of the one before. A loop counts as often as it
-runs; the sweeps are those that the trained model takes. "bank" is the same without the recurrence's
-steps: the bank is chosen chunk by chunk. Then the program of one recurrence and its gradient is
-compiled at this length: seconds, and temporaries of the compiled program in MB.
+Counted in the traced program of a step on one sequence: the longest chain of matrix products, each
+of which needs the result of the one before. A loop counts as often as it runs; the sweeps are those
+that the trained model takes, per solution. "recurrence" is counted without a bank, and "bank", which
+is chosen chunk by chunk, without the recurrence's steps. Then one recurrence and its gradient are
+compiled for this length: seconds, and temporaries of the compiled program in MB.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def depth(jaxpr, sweeps: int) -> int:
             for x in (value if isinstance(value, tuple) else (value,))
             if hasattr(getattr(x, "jaxpr", x), "eqns")
         ]
-        if name == "cond":  # the second branch: the scan, if the sweeps have failed
+        if name == "cond":  # the other branch is the scan, for sweeps that have failed
             inner = inner[:1]
         times = {"scan": params.get("length"), "while": sweeps}.get(name, 1)
         own = times * max((depth(x, sweeps) for x in inner), default=0)
@@ -154,8 +154,8 @@ def main():
             )
             rows.append(row)
     print(f"{_WORKDIR.value}: {layers} layers, D {run.config.model.dim}")
-    names = ("tokens", "interval", "sweeps", "products in a chain", "bank", "compiled in s", "MB")
-    print_table(names, rows, texts=2)
+    names = ("tokens", "interval", "sweeps", "recurrence", "bank", "compiled in s", "MB")
+    print_table(names, rows, texts=2, title="matrix products that wait for each other")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def modules(room: str) -> str:
 
 
 def draw() -> None:
-    figure, axes = plt.subplots(figsize=(9.5, 7.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 8.5), layout="constrained")
     top = {}  # y of each room's floor
     rows = [*floors(), FOUNDATION]
     for row, floor in enumerate(rows):

@@ -119,9 +119,9 @@ class LogSteps:
 class ReportScans:
     """Says when the sweeps of a parallel recurrence first fail, and at the end how often."""
 
-    def __init__(self, journal: Journal, recurrences: int, max_sweeps: int):
+    def __init__(self, journal: Journal, recurrences: int):
         """`recurrences`: how many are computed per step, forward and backward."""
-        self._journal, self._recurrences, self._sweeps = journal, recurrences, max_sweeps
+        self._journal, self._recurrences = journal, recurrences
         self._steps = self._scans = 0
 
     def __call__(self, moment: Moment) -> None:
@@ -130,9 +130,9 @@ class ReportScans:
             scans = int(numbers.metrics.get("recurrence_scans", 0))
             if scans and not self._scans:
                 say(
-                    f"step {numbers.step}: {scans} of {self._recurrences} recurrences did not "
-                    f"converge in {self._sweeps} sweeps and were computed by the scan: not wrong, "
-                    "but slower (said once)"
+                    f"step {numbers.step}: the sweeps of {scans} of {self._recurrences} "
+                    "recurrences did not converge, and the scan was used instead: not wrong, but "
+                    "slower (said once)"
                 )
             self._scans += scans
             self._steps += 1

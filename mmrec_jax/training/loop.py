@@ -145,7 +145,7 @@ def _hooks(
         hooks.StopEarly(journal, train.patience, train.min_improvement),
         hooks.EndEpoch(journal, step_tokens),
         hooks.Finish(journal, all_of),
-        hooks.ReportScans(journal, recurrences, run.config.model.recurrence_iterations),
+        hooks.ReportScans(journal, recurrences),
         hooks.SaveCheckpoint(journal, functools.partial(as_saved, run)),
         hooks.StopOnSignal(journal),
         numbers.restart_clock,
