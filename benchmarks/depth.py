@@ -4,9 +4,9 @@
 
 Counted in the traced program of a step on one sequence: the longest chain of matrix products, each
 of which needs the result of the one before. A loop counts as often as it runs; the sweeps are those
-that the trained model takes, per solution. "recurrence" is counted without a bank, and "bank", which
-is chosen chunk by chunk, without the recurrence's steps. Then one recurrence and its gradient are
-compiled for this length: seconds, and temporaries of the compiled program in MB.
+that the trained model takes, per solution. "recurrence" is counted without a bank, and "bank",
+which is chosen chunk by chunk, without the recurrence's steps. Then one recurrence and its gradient
+are compiled for this length: seconds, and temporaries of the compiled program in MB.
 """
 
 import dataclasses

@@ -110,8 +110,7 @@ def shoot(
 
         begin = x, jnp.ones_like(x)
         (last, product), outputs = lax.scan(advance, begin, (of_intervals, position))
-        # Larger factors would be of no use: it does not converge where it does not forget.
-        return last, jnp.clip(product, -1, 1), outputs
+        return last, product, outputs
 
     def iterate(now: _Iteration) -> _Iteration:
         last, slope, outputs = sweep(now.x)

@@ -79,6 +79,18 @@ def test_float64_states_and_gradients_are_those_of_the_scan(time, interval):
         assert (took.sweeps > 0) == (time > interval)
 
 
+def test_the_corrections_are_exact_where_no_channel_depends_on_another():
+    """Then the gradient, which is linear, is found by one sweep and confirmed by the next."""
+    inputs, weights, h0 = random_case(200, dtype=np.float32)
+    W = np.concatenate([0.5 * np.eye(DIM), -np.eye(DIM)], axis=1, dtype=np.float32)
+    case, start = (inputs, weights._replace(W=W), h0), random_starts(200, share=0.01)
+    how = Shooting(interval=1, tolerance=1e-4, max_sweeps=30)
+    _, of_states = run(case, start, how)
+    _, of_gradient = gradients(case, start, np.ones((2, 200, DIM), np.float32), how)
+    assert of_gradient.sweeps == 2
+    assert of_states.sweeps <= 4  # Newton's method; 6 with the slope of f alone
+
+
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
 def test_errors_are_within_the_tolerance(tolerance):
     case, start = random_case(1000, dtype=np.float32, scale=2.0), random_starts(1000, share=0.002)
