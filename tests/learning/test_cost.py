@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh
 
 from configs import base, large, medium, mini, mmrec_7b, small, tiny
 from mmrec_jax.config import from_mapping
@@ -18,8 +19,10 @@ from mmrec_jax.learning.cost import (
     count_parameters,
     divide_parameters,
 )
+from mmrec_jax.learning.hardware import named_device
 from mmrec_jax.learning.sharding import make_mesh, placed
 from mmrec_jax.learning.step import abstract_batch
+from mmrec_jax.learning.step_time import step_time
 from mmrec_jax.model.params import init_params, model_graph, param_shapes
 from mmrec_jax.report.plan import print_plan
 from small_runs import ROOT, config, run
@@ -122,13 +125,17 @@ def test_every_size_has_the_shape_of_the_ladder(size):
 
 
 def test_the_largest_model_is_planned_without_being_initialized(tmp_path):
-    flags = ["--dry_run", "--devices=32", "--tokens=2e11", "--flops=4e14"]
+    flags = ["--dry_run", "--devices=32", "--tokens=2e11", "--flops=4e14", "--device=h100"]
     result = run("train.py", f"--config={ROOT / 'configs/mmrec_7b.py'}", *flags)
     assert result.returncode == 0, result.stderr
     cfg = from_mapping(mmrec_7b.get_config())
     days = 2e11 * count_flops(cfg).training / (32 * 4e14) / 86_400
     assert f"{sum(count_parameters(cfg.model).values()):,} parameters" in result.stdout
-    assert f"{days:,.2f} days" in result.stdout
+    assert f"{days:,.2f} days on 32 x 4e+14" in result.stdout
+    assert "by the scan (chosen)" in result.stdout
+    mesh = AbstractMesh((1, 32), ("data", "fsdp"))
+    days = 2e11 / (512 * 2_048) * step_time(cfg, named_device("H100"), mesh).total / 86_400
+    assert f"{days:,.2f} days on 32 x H100" in result.stdout
     assert not (ROOT / "runs/mmrec_7b").exists()
 
 

@@ -8,10 +8,10 @@ from jax.sharding import AbstractMesh
 
 from configs import mmrec_7b, tiny
 from mmrec_jax.config import Config, from_mapping
+from mmrec_jax.errors import UserError
 from mmrec_jax.learning.hardware import named_device
 from mmrec_jax.learning.sharding import make_mesh
 from mmrec_jax.learning.step_time import choose_recurrence, step_time, with_recurrence
-from small_runs import ROOT, run
 
 LONG = {"batch_size": 32, "seq_len": 32_768}
 ON_32 = AbstractMesh((1, 32), ("data", "fsdp"))
@@ -62,17 +62,6 @@ def test_cpus_scan():
     assert with_recurrence(config_of(tiny, "parallel"), mesh).model.recurrence == "parallel"
 
 
-def test_the_plan_for_a_device():
-    flags = ["--dry_run", "--devices=32", "--tokens=2e11", "--device=h100"]
-    result = run("train.py", f"--config={ROOT / 'configs/mmrec_7b.py'}", *flags)
-    assert result.returncode == 0, result.stderr
-    assert "by the scan (chosen)" in result.stdout
-    seconds = step_time(config_of(mmrec_7b), named_device("H100"), ON_32).total
-    days = 2e11 / (32 * 32_768) * seconds / 86_400
-    assert f"{days:,.2f} days on 32 x H100" in result.stdout
-
-    result = run("train.py", f"--config={ROOT / 'configs/tiny.py'}", "--dry_run", "--device=H101")
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1
-    assert "'H101'" in result.stderr
-    assert "H100" in result.stderr
+def test_a_device_whose_figures_are_not_known_is_refused():
+    with pytest.raises(UserError, match=r"'H101' are not known; known are H200, H100"):
+        named_device("H101")

@@ -169,7 +169,7 @@ def test_a_run_is_evaluated_on_its_devices_or_on_those_that_there_are(runs):
     ("scan_layers", "recurrence"),
     [
         ("always", "scan"),
-        ("always", "parallel"),
+        pytest.param("always", "parallel", marks=pytest.mark.slow),
         pytest.param("never", "scan", marks=pytest.mark.slow),
     ],
 )
