@@ -79,9 +79,11 @@ def test_a_step_can_be_given_to_the_compilers_of_accelerators(size):
         model = dataclasses.replace(cfg.model, recurrence=form)
         lowered = lower_step(dataclasses.replace(cfg, model=model), mesh, ("cuda", "tpu"))
         loops[form] = lowered.as_text().count("stablehlo.while")
-    # Forward and backward: the sweeps, the steps of an interval, and three to correct the guesses.
-    more = 2 * 5 * (1 if cfg.model.is_scanned else cfg.model.num_layers)
-    assert loops["parallel"] == loops["scan"] + more
+    # Forward, perhaps again, and backward: the sweeps, the steps of an interval, and three loops to
+    # correct the guesses.
+    passes = 3 if cfg.model.remat else 2
+    layers = 1 if cfg.model.is_scanned else cfg.model.num_layers
+    assert loops["parallel"] == loops["scan"] + 5 * passes * layers
 
 
 def test_a_dry_run_can_compile_for_devices_that_do_not_exist(tmp_path):
