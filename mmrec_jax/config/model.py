@@ -61,6 +61,12 @@ class ModelConfig(Section):
         "float32",
         one_of("float32", "bfloat16", "float64"),
     )
+    precision: str = knob(
+        "Precision of the matrix products of the recurrence and of saliency, as JAX calls it. GPUs "
+        "round the factors of other float32 products to TF32, TPUs to bfloat16.",
+        "highest",
+        one_of("default", "high", "highest"),
+    )
     recurrence: str = knob(
         "How the recurrence is computed: step by step (scan), or all intervals of time at once, in "
         "sweeps (parallel). auto: what is estimated to take less time.",

@@ -3,10 +3,12 @@
 Parameters are those of the model itself, traced by shapes alone. FLOPs are those of matrix
 products:
 
-    forward, per token    2 for each weight of a matrix (the embedding counts as logits), and
-                          per layer 4 D (S + C + M) to read short-term and long-term memory and
+    forward, per token    2 for each weight of a matrix (the embedding counts as logits), but of
+                          the map of p only for 4 H sums of its columns (`Block.evidence`); per
+                          layer 4 D (S + C + M) to read short-term and long-term memory and
                           4 D (C + M) to find the candidates for the bank that say the same
-    training, per token   3 times that, except for the last, which has no gradient; also, per layer,
+    training, per token   3 times that, except for what has no gradient (the last, and saliency
+                          without its loss); also, per layer,
                           4 D^2 to recompute the gates of the recurrence, 2 D for each query that
                           the saliency loss examines, and 3 times the products of UBOO; with
                           model.remat, the forward pass of the layers once more
@@ -33,10 +35,11 @@ from mmrec_jax.model.layout import DATA, EVERYWHERE, FSDP
 from mmrec_jax.model.params import param_shapes
 
 _EMBEDDING, _NORMS, _UBOO = "embedding, logits", "norms", "UBOO"
+_PROJECTIONS = "q k v z p e"
 _READING, _CHOOSING = "reading memories", "choosing what to keep"
 _PARTS = {
     "embedding": _EMBEDDING,
-    "W_fused": "q k v z p e",
+    "W_fused": _PROJECTIONS,
     "W_g": "recurrence",
     "W_m": "recurrence",
     "mlp_gamma": "decay",
@@ -95,6 +98,7 @@ def count_flops(config: Config) -> Flops:
     for part, x in _named(model):
         if x.ndim == 2:
             forward[part] += 2 * x.size
+    forward[_PROJECTIONS] -= 2 * model.dim * (model.dim - 4 * model.num_heads) * layers
     forward[_READING] = 4 * model.dim * model.seen_tokens * layers
     of_uboo = forward.pop(_UBOO, 0)  # computed only in training
     if model.long_term:
@@ -108,6 +112,8 @@ def count_flops(config: Config) -> Flops:
         queries = length // -(-length // model.saliency_queries)
         again += 2 * model.dim * queries * layers
         training += 2 * model.dim * queries * layers
+    else:
+        training -= 16 * model.dim * model.num_heads * layers  # of saliency
     if model.remat:
         training += once - forward[_EMBEDDING] + again
         training -= 8 * model.dim**2 * layers  # the last product, by W_2, is not needed again

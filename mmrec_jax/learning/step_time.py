@@ -8,8 +8,9 @@
     recurrence    for each layer and micro-batch, once forward, once backward, and with model.remat
                   once more: as many steps one after the other as below
 
-A step of the recurrence multiplies the states of n rows by the [D, 2D] matrix W in float32. It
-takes the wait of a loop's step, and the longer of the time to read W and of 4 n D^2 FLOPs.
+A step of the recurrence multiplies the states of n rows by the [D, 2D] matrix W, in float32, with
+model.precision. It takes the wait of a loop's step, and the longer of the time to read W and of
+4 n D^2 FLOPs.
 
     scan          T steps, of as many rows as the device has sequences
     parallel      5 sweeps of c steps, of T / c times as many rows
@@ -80,10 +81,11 @@ def recurrence_time(
     model, length = config.model, config.train.seq_len
     rows = max(config.train.batch_size // config.train.accumulate_steps // mesh.size, 1)
     interval = model.recurrence_interval
+    rate = device.highest if model.precision == "highest" else device.default
 
     def of_step(rows: int) -> float:
         read = 8 * model.dim**2 / device.bandwidth
-        return device.wait + max(read, 4 * rows * model.dim**2 / device.highest)
+        return device.wait + max(read, 4 * rows * model.dim**2 / rate)
 
     if form == "scan" or length <= interval:
         return length * of_step(rows)

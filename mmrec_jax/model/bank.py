@@ -1,8 +1,8 @@
 """Which tokens long-term memory keeps, and where they are read.
 
 A token has a saliency, from which its use is forecast at each age. Of tokens that say the same, one
-is kept (`repeated`); of the others, the M of highest forecast (`most_useful`). What the bank holds
-is read where it stands, up to `seen_tokens` tokens before the chunk (`rotate_back`).
+is kept; of the others, the M of highest forecast (`select`). What the bank holds is read where it
+stands, up to `seen_tokens` tokens before the chunk (`rotate_back`).
 
 Letters in shapes: B batch, T time, H heads, K head width, M slots of the bank; P candidates for
 them, newest first.
@@ -10,6 +10,7 @@ them, newest first.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -20,10 +21,10 @@ from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.layout import on_own_sequences
 from mmrec_jax.model.rotary import rotary, turn
 
-# Forecasts that differ by at most this count as equal. Equal tokens have equal saliency in the
-# first layer, but the forms of the model round it differently; if they compared it to the last bit,
-# they would keep different tokens.
-TIE = 1e-4
+# Forecasts that differ by at most this, by model.dtype, count as equal. Equal tokens have equal
+# saliency in the first layer, but the forms of the model round it differently; if they compared it
+# to the last bit, they would keep different tokens.
+TIES = {"float64": 1e-4, "float32": 1e-4, "bfloat16": 1e-2}
 # Two tokens say the same if the cosines of their keys and of their values average more than this.
 SAME = 0.9
 # s before training: no token is expected to be used. Otherwise a bank that is carried from the
@@ -87,8 +88,34 @@ def directions(
     return jnp.concatenate([unit(k), unit(v)], axis=-1)
 
 
+def select(
+    saliency: Saliency,
+    distance: Int[Array, "... P"],
+    direction: Float[Array, "*batch P K_and_K"],
+    config: ModelConfig,
+) -> tuple[Int[Array, "*batch M"], Float[Array, "*batch M"]]:
+    """Which M of the candidates, newest first, the bank keeps.
+
+    Args:
+        saliency: [*batch, P]; s is -inf where there is no token.
+        distance: how many tokens before the next chunk the candidates stand.
+        direction: of the candidates (`directions`).
+        config: of the model.
+
+    Returns:
+        Indices of what is kept, and its s, -inf where a slot remains empty.
+    """
+    forecasts = forecast(saliency, distance, config)
+    forecasts = jnp.where(repeated(direction, forecasts, config), -jnp.inf, forecasts)
+    kept = most_useful(forecasts, config)
+    s = jnp.where(jnp.isfinite(forecasts), saliency.s, -jnp.inf)
+    return kept, jnp.take_along_axis(s, kept, axis=-1)
+
+
 def repeated(
-    direction: Float[Array, "*batch P K_and_K"], forecasts: Float[Array, "*batch P"], chunk_len: int
+    direction: Float[Array, "*batch P K_and_K"],
+    forecasts: Float[Array, "*batch P"],
+    config: ModelConfig,
 ) -> Bool[Array, "*batch P"]:
     """Which candidates for the bank, newest first, have nothing to say that another does not.
 
@@ -96,21 +123,24 @@ def repeated(
     the lower forecast is dropped, so that its place is free for others; of equal ones, the older. A
     forecast of -inf is that of no token.
     """
+    chunk_len, tie = config.chunk_len, TIES[config.dtype]
     older = np.arange(chunk_len)[:, None] < np.arange(direction.shape[-2])
-    same = direction[..., :chunk_len, :] @ jnp.swapaxes(direction, -1, -2) > SAME
+    with jax.default_matmul_precision(config.precision):
+        cosine = direction[..., :chunk_len, :] @ jnp.swapaxes(direction, -1, -2)
+    same = cosine > SAME
     new = forecasts[..., :chunk_len]
     same &= older & jnp.isfinite(new)[..., None] & jnp.isfinite(forecasts)[..., None, :]
-    newer_wins = new[..., None] + TIE >= forecasts[..., None, :]
+    newer_wins = new[..., None] + tie >= forecasts[..., None, :]
     dropped = jnp.any(same & newer_wins, axis=-2)
     lost = jnp.any(same & ~newer_wins, axis=-1)
     return dropped.at[..., :chunk_len].set(dropped[..., :chunk_len] | lost)
 
 
-def most_useful(forecasts: Float[Array, "*batch P"], slots: int) -> Int[Array, "*batch M"]:
+def most_useful(forecasts: Float[Array, "*batch P"], config: ModelConfig) -> Int[Array, "*batch M"]:
     """Indices of the M highest forecasts; of equal ones, the earlier.
 
-    Each is ranked by the highest forecast that is at most TIE above its own.
+    Each is ranked by the highest forecast that is above its own by at most what counts as equal.
     """
-    equal = forecasts[..., None, :] <= forecasts[..., None] + TIE
+    equal = forecasts[..., None, :] <= forecasts[..., None] + TIES[config.dtype]
     rank = jnp.max(jnp.where(equal, forecasts[..., None, :], -jnp.inf), axis=-1)
-    return on_own_sequences(lambda rank: lax.top_k(rank, slots)[1])(rank)
+    return on_own_sequences(lambda rank: lax.top_k(rank, config.long_term)[1])(rank)

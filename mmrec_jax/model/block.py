@@ -165,13 +165,14 @@ class Block(nnx.Module):
         """
         config = self.config
         random = (None,) * 4 if key is None else jax.random.split(key, 4)
-        q, k, v, z, p, e = self.project(x)
+        u = self.norm1(x)
+        q, k, v, z, e = self.project(u)
         h, h_prev, effort = self.recur(z, self.decay(z, k), where.start, state.h, of_gradient)
         h_x = h.astype(x.dtype)
 
         # Attention over short-term and long-term memory, in heads.
         queries = self.heads(self.W_q(h_x) + q / 2)
-        values, own_k, evidence = self.heads(v), self.heads(k), self.evidence(p)
+        values, own_k, evidence = self.heads(v), self.heads(k), self.evidence(u)
         keys, s = self.remembered(own_k, evidence, where.start, state)
         single = isinstance(where, memory.Place)
         read_memories = memory.read_memories_once if single else memory_sequence.read_memories
@@ -194,9 +195,12 @@ class Block(nnx.Module):
         last = own_k[:, :, -1], evidence[:, :, -1, 0]
         return x, LayerState(h[:, -1], *last, read.state), aux
 
-    def project(self, x: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
-        """q, k, v, z, p and e."""
-        return jnp.split(self.W_fused(self.norm1(x)), 6, axis=-1)
+    def project(self, u: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
+        """q, k, v, z and e. Of p, only what `evidence` computes is needed."""
+        dim = self.config.dim
+        W, b = self.W_fused.kernel[...].astype(u.dtype), self.W_fused.bias[...].astype(u.dtype)
+        before_p = affine(u, W[:, : 4 * dim], b[: 4 * dim])
+        return [*jnp.split(before_p, 4, axis=-1), affine(u, W[:, 5 * dim :], b[5 * dim :])]
 
     def decay(
         self, z: Float[Array, "batch T dim"], k: Float[Array, "batch T dim"]
@@ -226,7 +230,9 @@ class Block(nnx.Module):
                 max_sweeps=config.recurrence_iterations,
             )
         inputs, weights = self.core(z, gamma)
-        h, effort = recurrence(inputs, weights, h0, start, config.mu, how, of_gradient)
+        h, effort = recurrence(
+            inputs, weights, h0, start, config.mu, how, of_gradient, config.precision
+        )
         return h, states_before(h0, h, start), effort
 
     def core(
@@ -235,22 +241,35 @@ class Block(nnx.Module):
         """The inputs and the weights of the recurrence, float32 or wider."""
         W_mz, W_mh = jnp.split(self.W_m.kernel[...], 2)
         z = z.astype(W_mz.dtype)
-        inputs = CoreInputs(z, gamma, zm=affine(z, W_mz, self.W_m.bias[...]))
+        with jax.default_matmul_precision(self.config.precision):
+            zm = affine(z, W_mz, self.W_m.bias[...])
         W = jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1)
-        return inputs, CoreWeights(W, b_g=self.W_g.bias[...])
+        return CoreInputs(z, gamma, zm), CoreWeights(W, b_g=self.W_g.bias[...])
 
-    def evidence(self, p: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T 2 2"]:
+    def evidence(self, u: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T 2 2"]:
         """What p says of saliency, float32 or wider: [..., i, 0] of s and [..., i, 1] of lambda.
 
         The two halves of a head's channels are those of s and of lambda. In heads with shifted
         keys, the first half of each (i = 0) is for the next token, the other (i = 1) for the token
         itself; elsewhere both are for the token itself.
+
+        Each is a sum of channels of p, so it takes the sum of their weights and biases.
         """
-        half = self.config.head_dim // 2
-        p = self.heads(p.astype(param_dtype(self.config)))
-        p = SALIENCY_GAIN * self.config.head_dim**0.5 / half * p.reshape(*p.shape[:3], 2, half)
-        for_next = p[..., : (half + 1) // 2], p[..., (half + 1) // 2 :]
-        return jnp.stack([part.sum(axis=-1) for part in for_next], axis=-2)
+        config = self.config
+        p = slice(4 * config.dim, 5 * config.dim)
+        half = config.head_dim // 2
+
+        def sums(x):
+            x = x[..., p].reshape(*x.shape[:-1], config.num_heads, 2, half)
+            x = jnp.moveaxis(x, -2, -1)
+            for_next = x[..., : (half + 1) // 2, :], x[..., (half + 1) // 2 :, :]
+            x = jnp.stack([part.sum(axis=-2) for part in for_next], axis=-2)
+            return SALIENCY_GAIN * config.head_dim**0.5 / half * x
+
+        W, b = sums(self.W_fused.kernel[...]), sums(self.W_fused.bias[...])
+        with jax.default_matmul_precision(config.precision):
+            evidence = affine(u.astype(W.dtype), W.reshape(len(W), -1), b.reshape(-1))
+        return jnp.moveaxis(evidence.reshape(*u.shape[:2], *b.shape), 1, 2)
 
     def remembered(
         self,

@@ -30,10 +30,8 @@ from mmrec_jax.model.bank import (
     Saliency,
     directions,
     farthest,
-    forecast,
-    most_useful,
-    repeated,
     rotate_back,
+    select,
 )
 from mmrec_jax.model.ops import attend, similarity
 from mmrec_jax.model.rotary import rotary, turn
@@ -160,20 +158,18 @@ def _consolidate(state: MemoryState, place: Place, config: ModelConfig) -> Memor
         jnp.broadcast_to(leaving, (*state.long_distance.shape[:2], chunk_len)),
         jnp.minimum(state.long_distance + chunk_len, farthest(config)),
     )
-    dropped = repeated(directions(k, v), forecast(s, distance, config), chunk_len)
-    s = s._replace(s=jnp.where(dropped, -jnp.inf, s.s))
-    chosen = most_useful(forecast(s, distance, config), config.long_term)
+    kept, kept_s = select(s, distance, directions(k, v), config)
 
-    def choose_from(x):
-        return jnp.take_along_axis(x, chosen.reshape(*chosen.shape, *(1,) * (x.ndim - 3)), axis=2)
+    def kept_of(x):
+        return jnp.take_along_axis(x, kept.reshape(*kept.shape, *(1,) * (x.ndim - 3)), axis=2)
 
     stay = jax.tree.map(lambda x: x[:, :, chunk_len:], (state.near_k, state.near_v, state.near_s))
     consolidated = MemoryState(
         *followed_by_room(*stay, chunk_len),
-        long_k=choose_from(k),
-        long_v=choose_from(v),
-        long_s=jax.tree.map(choose_from, s),
-        long_distance=choose_from(distance),
+        long_k=kept_of(k),
+        long_v=kept_of(v),
+        long_s=Saliency(kept_s, kept_of(s.fading)),
+        long_distance=kept_of(distance),
     )
     return choose(place.full, consolidated, state)
 

@@ -20,10 +20,8 @@ from mmrec_jax.model.bank import (
     Saliency,
     directions,
     farthest,
-    forecast,
-    most_useful,
-    repeated,
     rotate_back,
+    select,
 )
 from mmrec_jax.model.memory import MemoryState, Read, Segments, followed_by_room
 from mmrec_jax.model.ops import attend, similarity
@@ -85,16 +83,9 @@ def select_salient(
 
         distance = end - take(position)
         of_candidates = Saliency(jnp.concatenate([new_s, bank_s], axis=-1), take(s.fading))
-        dropped = repeated(
-            jnp.take_along_axis(direction, candidates[..., None], axis=2),
-            forecast(of_candidates, distance, config),
-            chunk_len,
-        )
-        of_candidates = of_candidates._replace(s=jnp.where(dropped, -jnp.inf, of_candidates.s))
-        chosen = most_useful(forecast(of_candidates, distance, config), slots)
-        index, kept_s = (
-            jnp.take_along_axis(x, chosen, axis=-1) for x in (candidates, of_candidates.s)
-        )
+        direction_of = jnp.take_along_axis(direction, candidates[..., None], axis=2)
+        kept, kept_s = select(of_candidates, distance, direction_of, config)
+        index = jnp.take_along_axis(candidates, kept, axis=-1)
         return (index, kept_s, current), (index, kept_s)
 
     index = jnp.broadcast_to(jnp.arange(slots), (batch, heads, slots))

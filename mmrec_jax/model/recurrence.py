@@ -63,6 +63,7 @@ def recurrence(
     mu: float,
     how: Shooting | None = None,
     of_gradient: Effort = NO_EFFORT,
+    precision: str = "highest",
 ) -> tuple[Float[Array, "batch time dim"], Effort]:
     """h_t of every step; before a step that starts a document, the state is zero.
 
@@ -71,11 +72,12 @@ def recurrence(
         how: states and gradients are found in parallel, to this tolerance; None: by scans.
         of_gradient: its gradient is by definition the effort of the gradient, which cannot be
             returned in another way.
+        precision: of all matrix products, as in `jax.default_matmul_precision`.
 
     Returns:
         h, and what it took.
     """
-    return _recurrence(inputs, weights, h0, start, of_gradient, mu, how)
+    return _recurrence(inputs, weights, h0, start, of_gradient, mu, how, precision)
 
 
 def _run(step, first, xs, how, reverse=False):
@@ -84,8 +86,8 @@ def _run(step, first, xs, how, reverse=False):
     return shoot(step, first, xs, how, reverse)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _recurrence(inputs, weights, h0, start, of_gradient, mu, how):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _recurrence(inputs, weights, h0, start, of_gradient, mu, how, precision):
     diagonal_g, diagonal_m = _diagonals(weights)
 
     def step(h, x):
@@ -97,7 +99,8 @@ def _recurrence(inputs, weights, h0, start, of_gradient, mu, how):
         h = (g + mu * m) * inputs_t.z + f * h
         return h, h, jnp.where(start_t[..., None], 0.0, slope)
 
-    h, _, effort = _run(step, h0, (inputs, start), how)
+    with jax.default_matmul_precision(precision):
+        h, _, effort = _run(step, h0, (inputs, start), how)
     return h, effort
 
 
@@ -111,12 +114,17 @@ def _diagonals(weights: CoreWeights):
     return [jnp.diagonal(W) for W in jnp.split(weights.W, 2, axis=1)]
 
 
-def _forward(inputs, weights, h0, start, of_gradient, mu, how):
-    h, effort = _recurrence(inputs, weights, h0, start, of_gradient, mu, how)
+def _forward(inputs, weights, h0, start, of_gradient, mu, how, precision):
+    h, effort = _recurrence(inputs, weights, h0, start, of_gradient, mu, how, precision)
     return (h, effort), (inputs, weights, h0, start, h)
 
 
-def _backward(mu, how, residuals, gradients):
+def _backward(mu, how, precision, residuals, gradients):
+    with jax.default_matmul_precision(precision):
+        return _gradients(mu, how, residuals, gradients)
+
+
+def _gradients(mu, how, residuals, gradients):
     """With d_t = dL/dh_t, and a_t the logits of both gates:
 
         da_t = [d_t ; d_t] * dh_t/da_t

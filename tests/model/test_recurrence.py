@@ -39,7 +39,7 @@ def run(case, start, by_hand=True):
     weights = CoreWeights(case["W"], case["b_g"])
     if by_hand:
         return recurrence(inputs, weights, case["h0"], start, MU)[0]
-    return _recurrence.fun(inputs, weights, case["h0"], start, NO_EFFORT, MU, None)[0]
+    return _recurrence.fun(inputs, weights, case["h0"], start, NO_EFFORT, MU, None, "highest")[0]
 
 
 def to_jax(case, dtype):

@@ -253,3 +253,16 @@ def test_without_documents_the_document_of_each_state_continues():
     for i, count in enumerate(done):
         np.testing.assert_allclose(logits[i], expected[i, count : count + 3], **CLOSE)
         check_states(lane(state, i), lane(after(states, count + 3), i))
+
+
+def test_forms_agree_in_bfloat16():
+    # Tokens repeat, and no distance is beyond those that are told apart.
+    config = helpers.small_config(dtype="bfloat16", oldest_age=64)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (4, TIME), np.int32)
+    documents, state = np.zeros_like(tokens), init_state(config, 4)
+    params = helpers.random_params(config)
+    output = helpers.forward(config)(params, tokens, documents, state)
+    logits, states = single_reader(config)(params, state, tokens, documents)
+    assert np.linalg.norm(logits - output.logits) < 0.02 * np.linalg.norm(output.logits)
+    for one, other in zip(after(states, TIME).layers, output.state.layers, strict=True):
+        np.testing.assert_array_equal(one.memory.long_distance, other.memory.long_distance)
