@@ -16,6 +16,7 @@ from mmrec_jax.files import write_text
 from mmrec_jax.learning.breakdown import DRAWS, FEWEST, Breakdown
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step, state_bytes
 from mmrec_jax.learning.sharding import evaluation_mesh
+from mmrec_jax.learning.step_time import with_recurrence
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.params import Params
 from mmrec_jax.report.drawing import draw
@@ -53,7 +54,7 @@ class Subject(NamedTuple):
 
     def evaluate(self, text: SplitWindows | TextWindows, carry_memory: bool) -> EvalResult:
         """The loss by distance too. Compiling is not timed."""
-        eval_step = make_eval_step(self.run.config.model)
+        eval_step = make_eval_step(with_recurrence(self.run.config, self.mesh).model)
         shape = text.batch_size, self.run.config.train.seq_len
         tokens, ones = np.zeros(shape, np.int32), np.ones(shape, np.float32)
         batch = Batch(tokens, tokens, tokens, ones, np.ones(text.batch_size, bool))
