@@ -182,6 +182,12 @@ class MeshConfig(Section):
         1,
         SIZE,
     )
+    time: int = knob(
+        "Devices that divide each sequence among them: for long sequences, with model.recurrence "
+        "= parallel.",
+        1,
+        at_least(1),
+    )
 
     def __post_init__(self):
         super().__post_init__()

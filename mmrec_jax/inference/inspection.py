@@ -90,5 +90,5 @@ def _bank(config: ModelConfig, s: Saliency, direction):
     of_tokens, of_chunks = (
         jnp.ones((layers, count), jnp.int32) for count in (s.s.shape[2], num_chunks)
     )
-    index, kept_s = select_salient(s, position, of_tokens, direction, of_chunks, config)
-    return index[-1] - nothing, kept_s[-1]
+    index, kept_s = select_salient(config, s, position, of_tokens, direction, of_chunks)
+    return index[:, :, -1] - nothing, kept_s[:, :, -1]

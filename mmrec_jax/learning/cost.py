@@ -31,7 +31,7 @@ from mmrec_jax.learning.optimizer import make_optimizer
 from mmrec_jax.learning.sharding import partition
 from mmrec_jax.learning.step import abstract_batch, training_loss
 from mmrec_jax.model.interface import mmrec
-from mmrec_jax.model.layout import DATA, EVERYWHERE, FSDP
+from mmrec_jax.model.layout import AXES, EVERYWHERE, FSDP, TIME, num_parts
 from mmrec_jax.model.params import param_shapes
 
 _EMBEDDING, _NORMS, _UBOO = "embedding, logits", "norms", "UBOO"
@@ -80,7 +80,9 @@ class Memory(NamedTuple):
     gradients: int
     activations: int
     memory: int  # of the sequences that are read, or carried
-    gathered: int = 0  # weights that are whole while they are used: those of a block, the embedding
+    # What is whole while it is used: the weights of a block, the embedding; with mesh.time, the
+    # keys and values of a layer.
+    gathered: int = 0
 
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
@@ -120,7 +122,7 @@ def count_flops(config: Config) -> Flops:
     return Flops(dict(forward), training)
 
 
-ONE_DEVICE = AbstractMesh((1, 1), (DATA, FSDP))
+ONE_DEVICE = AbstractMesh((1, 1, 1), AXES)
 
 
 def count_memory(config: Config, mesh: AbstractMesh = ONE_DEVICE) -> Memory:
@@ -136,9 +138,17 @@ def count_memory(config: Config, mesh: AbstractMesh = ONE_DEVICE) -> Memory:
         optimizer=_bytes_per_device(jax.eval_shape(optimizer.init, params), mesh),
         gradients=of_params * (2 if train.accumulate_steps > 1 else 1),
         activations=_activations(config) // mesh.size,
-        memory=_bytes(state) // mesh.size,
-        gathered=_bytes(whole) if mesh.shape[FSDP] > 1 else 0,
+        memory=_bytes(state) // num_parts(mesh),
+        gathered=(_bytes(whole) if mesh.shape[FSDP] > 1 else 0) + _whole_sequences(config, mesh),
     )
+
+
+def _whole_sequences(config: Config, mesh: AbstractMesh) -> int:
+    """Bytes of a layer's keys, values and directions, which all devices of `time` have."""
+    if mesh.shape[TIME] == 1 or not config.model.long_term:
+        return 0
+    tokens = config.train.step_tokens // config.train.accumulate_steps // num_parts(mesh)
+    return tokens * 2 * config.model.dim * (jax.numpy.dtype(config.model.dtype).itemsize + 4)
 
 
 def _bytes_per_device(tree, mesh: AbstractMesh) -> int:

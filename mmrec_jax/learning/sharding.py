@@ -1,8 +1,9 @@
 """Which device has which part of the training state.
 
-Devices form a mesh of `mesh.data` x `mesh.fsdp`. Batches and carried memory are divided over all of
-them; parameters and what the optimizer keeps of them over `fsdp` alone. One device is the mesh
-1 x 1.
+Devices form a mesh of `mesh.data` x `mesh.fsdp` x `mesh.time`. Batches and carried memory are
+divided over the first two; parameters and what the optimizer keeps of them over `fsdp` alone. How
+`time` divides what is computed from a batch is in model/layout.py. One device is the mesh
+1 x 1 x 1.
 """
 
 import functools
@@ -18,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from mmrec_jax.config import Config
 from mmrec_jax.data.windows import Batch
 from mmrec_jax.errors import UserError
-from mmrec_jax.model.layout import BATCH, DATA, FSDP, of_parameter
+from mmrec_jax.model.layout import AXES, BATCH, FSDP, TIME, of_parameter
 
 
 def make_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
@@ -31,7 +32,7 @@ def make_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
     shape = mesh_shape(config, len(devices))
     if jax.process_count() > 1 and math.prod(shape) < len(devices):
         raise UserError(
-            f"mesh.data {shape[0]} x mesh.fsdp {shape[1]} uses {math.prod(shape)} of "
+            f"{_in_words(shape, 'mesh.')} uses {math.prod(shape)} of "
             f"{len(devices)} devices; several processes have to use all of them. Make "
             "train.batch_size a multiple of their number, or start fewer"
         )
@@ -41,31 +42,58 @@ def make_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
 def evaluation_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
     """The mesh on which a run is evaluated: the nearest to its own that these devices allow."""
     shape = _nearest(config, config.train.eval_batch_size, len(devices))[0]
-    return _mesh(shape, devices)
+    return _mesh((*shape, 1), devices)
 
 
-def mesh_shape(config: Config, num_devices: int) -> tuple[int, int]:
-    """The sizes of `data` and `fsdp`.
+def mesh_shape(config: Config, num_devices: int) -> tuple[int, int, int]:
+    """The sizes of `data`, `fsdp` and `time`.
 
     A size of -1 stands for the largest with which the devices divide a micro-batch evenly.
 
     Raises:
-        UserError: there are too few devices, or they cannot divide a micro-batch evenly.
+        UserError: there are too few devices, or they cannot divide a micro-batch or its sequences
+            evenly.
     """
-    train = config.train
+    train, time = config.train, config.mesh.time
+    _check_time(config, num_devices)
     rows = train.batch_size // train.accumulate_steps
-    nearest, distance = _nearest(config, rows, num_devices)
+    nearest, distance = _nearest(config, rows, num_devices // time)
     if distance == 0:
-        return nearest
-    data, fsdp = config.mesh.data, config.mesh.fsdp
+        return *nearest, time
+    wanted = config.mesh.data, config.mesh.fsdp, time
     of = f"train.batch_size {train.batch_size}"
     if train.accumulate_steps > 1:
         of += f" / train.accumulate_steps {train.accumulate_steps}"
     raise UserError(
-        f"mesh.data {data} x mesh.fsdp {fsdp} does not fit: there are {num_devices} devices, and "
-        f"they have to divide the {rows} sequences of {of}; the nearest that fits is "
+        f"{_in_words(wanted, 'mesh.')} does not fit: there are {num_devices} devices, and they "
+        f"have to divide the {rows} sequences of {of}; the nearest that fits is "
         f"--config.mesh.data={nearest[0]} --config.mesh.fsdp={nearest[1]}"
     )
+
+
+def _check_time(config: Config, num_devices: int) -> None:
+    model, time = config.model, config.mesh.time
+    if time > num_devices:
+        raise UserError(f"mesh.time is {time}, but there are only {num_devices} devices")
+    parts = {"model.chunk_len": model.chunk_len}
+    if model.recurrence != "scan":
+        parts["model.recurrence_interval"] = model.recurrence_interval
+    for name, part in parts.items():
+        if config.train.seq_len % (time * part) and time > 1:
+            raise UserError(
+                f"mesh.time {time} devices cannot divide the sequences: train.seq_len "
+                f"{config.train.seq_len} is not a multiple of {time} x {part} ({name})"
+            )
+
+
+def in_words(mesh: Mesh | AbstractMesh) -> str:
+    """The sizes of a mesh, such as "data 2 x fsdp 4"."""
+    return _in_words(tuple(mesh.shape.values()))
+
+
+def _in_words(shape: Sequence[int], prefix: str = "") -> str:
+    sizes = zip(AXES, shape, strict=True)
+    return " x ".join(f"{prefix}{axis} {n}" for axis, n in sizes if n > 1 or axis != TIME)
 
 
 def _nearest(config: Config, rows: int, num_devices: int) -> tuple[tuple[int, int], int]:
@@ -88,11 +116,11 @@ def _nearest(config: Config, rows: int, num_devices: int) -> tuple[tuple[int, in
     return nearest, distance(nearest)
 
 
-def _mesh(shape: tuple[int, int], devices: Sequence[jax.Device]) -> Mesh:
+def _mesh(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh(
         shape,
-        (DATA, FSDP),
-        axis_types=(AxisType.Auto,) * 2,
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
         devices=devices[: math.prod(shape)],
     )
 
@@ -138,7 +166,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of a batch that the devices of this process read, in order."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return sorted(row for (part,) in slices for row in range(batch_size)[part])
+    return sorted({row for (part,) in slices for row in range(batch_size)[part]})
 
 
 def place_batch(batch: Batch, mesh: Mesh, batch_size: int) -> Batch:
@@ -158,6 +186,6 @@ def place_batch(batch: Batch, mesh: Mesh, batch_size: int) -> Batch:
 @functools.cache
 def place_signal(number: int, mesh: Mesh) -> jax.Array:
     """The number of a signal that this process has received, or 0, for each of its devices."""
-    sharding = NamedSharding(mesh, BATCH)
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
     own = np.full(1, number, np.int32)
     return jax.make_array_from_callback((mesh.size,), sharding, lambda _: own)

@@ -13,7 +13,7 @@ model.precision. It takes the wait of a loop's step, and the longer of the time 
 4 n D^2 FLOPs.
 
     scan          T steps, of as many rows as the device has sequences
-    parallel      5 sweeps of c steps, of T / c times as many rows
+    parallel      5 sweeps of c steps, of T / c times as many rows, which mesh.time divides
 
     consolidation for each layer and micro-batch, forward, and with model.remat once more: one step
                   per chunk, which takes 5 waits, because it consists of about ten small operations
@@ -30,6 +30,7 @@ from jax.sharding import AbstractMesh, Mesh
 from mmrec_jax.config import Config
 from mmrec_jax.learning.cost import ONE_DEVICE, count_flops, count_memory
 from mmrec_jax.learning.hardware import Device, figures
+from mmrec_jax.model.layout import TIME, num_parts
 
 ACHIEVED = 0.4
 # What trained models need at 64 steps per interval and a tolerance of 1e-5: 2 to 8, in the mean
@@ -79,7 +80,8 @@ def recurrence_time(
 ) -> float:
     """Seconds in which a layer's recurrence is computed once, by the "scan" or in "parallel"."""
     model, length = config.model, config.train.seq_len
-    rows = max(config.train.batch_size // config.train.accumulate_steps // mesh.size, 1)
+    train = config.train
+    rows = max(train.batch_size // train.accumulate_steps // num_parts(mesh), 1)
     interval = model.recurrence_interval
     rate = device.highest if model.precision == "highest" else device.default
 
@@ -89,7 +91,7 @@ def recurrence_time(
 
     if form == "scan" or length <= interval:
         return length * of_step(rows)
-    return SWEEPS * interval * of_step(rows * -(-length // interval))
+    return SWEEPS * interval * of_step(rows * -(-length // (interval * mesh.shape[TIME])))
 
 
 def choose_recurrence(

@@ -18,7 +18,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model.layout import on_own_sequences
 from mmrec_jax.model.rotary import rotary, turn
 
 # Forecasts that differ by at most this, by model.dtype, count as equal. Equal tokens have equal
@@ -143,4 +142,4 @@ def most_useful(forecasts: Float[Array, "*batch P"], config: ModelConfig) -> Int
     """
     equal = forecasts[..., None, :] <= forecasts[..., None] + TIES[config.dtype]
     rank = jnp.max(jnp.where(equal, forecasts[..., None, :], -jnp.inf), axis=-1)
-    return on_own_sequences(lambda rank: lax.top_k(rank, config.long_term)[1])(rank)
+    return lax.top_k(rank, config.long_term)[1]

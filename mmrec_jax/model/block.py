@@ -241,8 +241,7 @@ class Block(nnx.Module):
         """The inputs and the weights of the recurrence, float32 or wider."""
         W_mz, W_mh = jnp.split(self.W_m.kernel[...], 2)
         z = z.astype(W_mz.dtype)
-        with jax.default_matmul_precision(self.config.precision):
-            zm = affine(z, W_mz, self.W_m.bias[...])
+        zm = affine(z, W_mz, self.W_m.bias[...])
         W = jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1)
         return CoreInputs(z, gamma, zm), CoreWeights(W, b_g=self.W_g.bias[...])
 

@@ -121,6 +121,7 @@ class MMRec(nnx.Module):
             short=jnp.where(state.live[:, :-chunk_len], 0, -1),
             scored=scored,
         )
+        segments = layout.whole_sequences(segments)
         x, layers, aux = self._read(tokens, segments, state, key, of_gradient)
         near = jnp.concatenate([segments.short, segments.tokens], axis=1)[:, tokens.shape[1] :]
         live = jnp.pad(near == segments.tokens[:, -1:], ((0, 0), (0, chunk_len)))
@@ -150,7 +151,7 @@ class MMRec(nnx.Module):
         """The residual stream after all blocks, with their states and auxiliary losses."""
         count = self.config.num_layers
         keys = None if key is None else jax.random.split(key, count)
-        x = layout.by_sequence(layout.gathered(self.embedding)(tokens))
+        x = layout.by_token(layout.gathered(self.embedding)(tokens))
         read_block = _recomputing(_read_block, self.config.remat)
 
         def read(x, layer):
@@ -185,9 +186,9 @@ class MMRec(nnx.Module):
 
 
 def _read_block(block: Block, *args):
-    """`block(*args)`, with the weights gathered and the sequences divided."""
+    """`block(*args)`, with the weights gathered and the tokens divided."""
     x, state, aux = layout.gathered(block)(*args)
-    return *layout.by_sequence((x, state)), aux
+    return layout.by_token(x), layout.by_sequence(state), aux
 
 
 def _recomputing(function, everything: bool):

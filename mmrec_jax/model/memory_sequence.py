@@ -7,6 +7,7 @@ Letters in shapes: as in memory.py; n = T / C chunks; P = M + S + T is the pool 
 sequence can read: the bank and short-term memory at its start, then the sequence itself.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mmrec_jax.config import ModelConfig
+from mmrec_jax.model import layout
 from mmrec_jax.model.bank import (
     Saliency,
     directions,
@@ -39,23 +41,23 @@ class Tokens(NamedTuple):
 
 
 def select_salient(
+    config: ModelConfig,
     s: Saliency,
     position: Int[Array, "batch heads P"],
     segment: Int[Array, "batch P"],
     direction: Float[Array, "batch heads P K_and_K"],
     chunk_segment: Int[Array, "batch n"],
-    config: ModelConfig,
-) -> tuple[Int[Array, "n_plus_1 batch heads M"], Float[Array, "n_plus_1 batch heads M"]]:
+) -> tuple[Int[Array, "batch heads n_plus_1 M"], Float[Array, "batch heads n_plus_1 M"]]:
     """Indices into the pool of the M tokens that each chunk can read in the bank.
 
     Tokens of a document that has ended are dropped: nothing can read them anymore, and a new
     document must not depend on them.
 
     Args:
+        config: of the model.
         s, position, segment, direction: saliencies [batch, heads, P], positions, documents and
             directions (`bank.directions`) of the pool.
         chunk_segment: the document of each chunk's last token.
-        config: of the model.
 
     Returns:
         For each chunk, and for the one after the last: indices into the pool, and s (-inf where a
@@ -94,7 +96,10 @@ def select_salient(
     ends = chunk_len * jnp.arange(1, num_chunks + 1)
     xs = (offered(pool_index), offered(s.s), offered(segment), chunk_segment.T, ends)
     _, later = lax.scan(consolidate, first, xs)
-    return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first[:2], later)
+    return tuple(
+        jnp.moveaxis(jnp.concatenate([x[None], xs]), 0, 2)
+        for x, xs in zip(first[:2], later, strict=True)
+    )
 
 
 def read_memories(
@@ -118,6 +123,7 @@ def read_memories(
     """
     chunk_len, short_term, time = config.chunk_len, config.short_term, q.shape[2]
     batch, heads = q.shape[:2]
+    k, v, s = layout.whole_sequences((k, v, s))
 
     def after_near(before, new):  # the first S near tokens of the state, then the sequence
         return jnp.concatenate([before[:, :, :short_term], new], axis=2)
@@ -159,12 +165,12 @@ def _short_term(q, segment, near: Tokens):
     """Logits and values of the S tokens before each chunk and of the chunk so far."""
     chunk_len, short_term = q.shape[3], near.k.shape[2] - q.shape[2] * q.shape[3]
     positions = np.arange(short_term + chunk_len)
-    k = rotate(_windows(near.k, chunk_len, short_term, axis=2), positions)
+    k = rotate(layout.by_token(_windows(near.k, chunk_len, short_term, axis=2), axis=2), positions)
     same = segment[..., :, None] == _windows(near.segment, chunk_len, short_term, 1)[..., None, :]
     causal = positions <= positions[short_term:, None]
     logits = similarity(q, k)
     logits = jnp.where((same & causal)[:, None], logits, -jnp.inf)
-    return logits, _windows(near.v, chunk_len, short_term, axis=2)
+    return logits, layout.by_token(_windows(near.v, chunk_len, short_term, axis=2), axis=2)
 
 
 def _long_term(q, segment, near: Tokens, long: Tokens, config: ModelConfig):
@@ -175,28 +181,28 @@ def _long_term(q, segment, near: Tokens, long: Tokens, config: ModelConfig):
         lambda of_long, of_near: jnp.concatenate([of_long, of_near], axis=2), long[:4], near[:4]
     )
     pool_segment = jnp.concatenate([long.segment, near.segment], axis=1)
-    index, bank_s = select_salient(
-        s, position, pool_segment, directions(k, v), last_segment, config
-    )
-    index, bank_s = (jnp.moveaxis(x, 0, 2) for x in (index, bank_s))  # [.., n + 1, M]
-    flat = index.reshape(batch, heads, -1)
+    choose = layout.on_own_sequences(functools.partial(select_salient, config))
+    index, bank_s = choose(s, position, pool_segment, directions(k, v), last_segment)
 
-    def gather(x):  # [.., P, K] -> [.., n + 1, M, K], or without K
-        x = jnp.take_along_axis(x, flat.reshape(*flat.shape, *(1,) * (x.ndim - 3)), axis=2)
+    def gather(x, index):  # [.., P, K] and [.., n, M] -> [.., n, M, K], or without K
+        flat = index.reshape(batch, heads, -1, *(1,) * (x.ndim - 3))
+        x = jnp.take_along_axis(x, flat, axis=2)
         return x.reshape(*index.shape, *x.shape[3:])
 
-    bank_k, bank_v, bank_position = gather(k), gather(v), gather(position)
-    saliency = Saliency(bank_s, gather(s.fading))
-    begin = chunk_len * np.arange(num_chunks + 1, dtype=np.int32)[:, None]
-    distance = begin - bank_position
-    logits = similarity(q, rotate_back(bank_k[:, :, :-1], distance[:, :, :-1], config))
+    read = layout.by_token(index[:, :, :-1], axis=2)
+    bank_k, bank_v = (layout.by_token(gather(x, read), axis=2) for x in (k, v))
+    distance = chunk_len * np.arange(num_chunks, dtype=np.int32)[:, None] - gather(position, read)
+    logits = similarity(q, rotate_back(bank_k, distance, config))
     bank_segment = jnp.pad(last_segment[:, :-1], ((0, 0), (1, 0)))
     same = segment == bank_segment[..., None]
     filled = jnp.isfinite(bank_s[:, :, :-1])
     readable = same[:, None, :, :, None] & filled[:, :, :, None]
     logits = jnp.where(readable, logits, -jnp.inf)
-    last = jax.tree.map(lambda x: x[:, :, -1], (bank_k, bank_v, saliency, bank_position))
-    return logits, bank_v[:, :, :-1], Tokens(*last, segment=last_segment[:, -1:])
+    last_k, last_v, fading, last_position = (
+        gather(x, index[:, :, -1:])[:, :, 0] for x in (k, v, s.fading, position)
+    )
+    last = last_k, last_v, Saliency(bank_s[:, :, -1], fading), last_position
+    return logits, bank_v, Tokens(*last, segment=last_segment[:, -1:])
 
 
 def _chunks(x: Array, chunk_len: int, axis: int) -> Array:

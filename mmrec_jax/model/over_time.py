@@ -28,6 +28,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from mmrec_jax.model import layout
+
 # From the state and the inputs of a step: the next state, the output, and the diagonal of the
 # Jacobian of the next state with respect to the state. States are [.., D], inputs [.., ...].
 Step = Callable[[Array, Any], tuple[Array, Array, Array]]
@@ -88,9 +90,15 @@ def shoot(
     It cannot be differentiated by JAX. If the sweeps do not converge, the result is that of
     `serial`.
     """
-    length = jax.tree.leaves(xs)[0].shape[1]
-    if length <= how.interval:
+    if jax.tree.leaves(xs)[0].shape[1] <= how.interval:
         return *serial(step, first, xs, reverse), NO_EFFORT
+    solve = functools.partial(_shoot, step, how, reverse)
+    return layout.on_own_tokens(solve)(first, xs)
+
+
+def _shoot(step: Step, how: Shooting, reverse: bool, first: Array, xs: Any):
+    """`shoot` of the tokens that this device has, if several devices divide the time."""
+    length = jax.tree.leaves(xs)[0].shape[1]
     count = -(-length // how.interval)
     in_intervals = functools.partial(_in_intervals, interval=how.interval, reverse=reverse)
     of_intervals = jax.tree.map(in_intervals, xs)
@@ -114,10 +122,10 @@ def shoot(
 
     def iterate(now: _Iteration) -> _Iteration:
         last, slope, outputs = sweep(now.x)
-        correction = _linear(slope[:-1], last[:-1] - now.x[1:])
-        size = jnp.max(jnp.abs(outputs), axis=(0, 1, 3))  # of each sequence
-        largest = jnp.max(jnp.abs(correction), axis=(0, 2))
-        change = jnp.max(jnp.where(largest == 0, 0, largest / size))
+        correction = _corrections(slope, last, now.x, reverse)
+        size = layout.largest_in_time(jnp.max(jnp.abs(outputs), axis=(0, 1, 3)))
+        largest = layout.largest_in_time(jnp.max(jnp.abs(correction), axis=(0, 2)))
+        change = layout.largest(jnp.max(jnp.where(largest == 0, 0, largest / size)))
         # What remains, if each change is the same part of the one before.
         rate = change / now.change
         error = jnp.where(rate < 1, change / (1 - rate), jnp.inf)
@@ -125,9 +133,9 @@ def shoot(
         given = jnp.linalg.norm(now.x - now.x_before, axis=-1)
         made = jnp.linalg.norm(last - now.last, axis=-1)
         is_noise = given <= how.tolerance * size
-        gain = jnp.max(jnp.where(is_noise, 0, made / given))
+        gain = layout.largest(jnp.max(jnp.where(is_noise, 0, made / given)))
         return _Iteration(
-            x=now.x.at[1:].add(correction),
+            x=now.x + correction,
             x_before=now.x,
             last=last,
             outputs=outputs,
@@ -144,7 +152,9 @@ def shoot(
         can_be_solved = ~(now.gain > _LARGEST_GAIN) & (now.sweeps < how.max_sweeps)
         return ~is_solved(now) & can_be_solved
 
-    guess = jnp.zeros((count, *first.shape), first.dtype).at[0].set(first)
+    is_first = layout.own_part(reverse) == 0
+    guess = jnp.zeros((count, *first.shape), first.dtype)
+    guess = guess.at[0].set(jnp.where(is_first, first, 0))
     nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(sweep, guess))
     infinite = jnp.full((), jnp.inf, first.dtype)
     begin = _Iteration(
@@ -160,11 +170,16 @@ def shoot(
     with jax.named_scope("sweeps"):
         end = lax.while_loop(goes_on, iterate, begin)
     failed = ~is_solved(end)
-    outputs, last = lax.cond(
-        failed,
-        lambda: serial(step, first, xs, reverse),
-        lambda: (_from_intervals(end.outputs, length, reverse), end.last[-1]),
-    )
+
+    def scanned():
+        outputs, last = serial(step, first, layout.all_tokens(xs), reverse)
+        return layout.own_tokens(outputs), last
+
+    def solved():
+        last = layout.all_parts(end.last[-1], reverse)[-1]
+        return _from_intervals(end.outputs, length, reverse), last
+
+    outputs, last = lax.cond(failed, scanned, solved)
     return outputs, last, Effort(end.sweeps.astype(jnp.float32), failed.astype(jnp.float32))
 
 
@@ -181,11 +196,33 @@ class _Iteration(NamedTuple):
     sweeps: Array
 
 
-def _linear(slope: Array, offset: Array) -> Array:
-    """y_j = slope_j y_{j-1} + offset_j for all j, from y = 0.
+def _corrections(slope: Array, last: Array, x: Array, reverse: bool) -> Array:
+    """y_{j+1} = slope_j y_j + last_j - x_{j+1} for all intervals, from y = 0 before the first.
 
-    In groups of about as many j as there are groups: first what each group does to the y before it,
-    then the y before each group, then all others. `lax.associative_scan` takes longer to compile.
+    Devices that divide the time tell each other what their intervals do to the y before them.
+    """
+    nothing = jnp.zeros_like(x[:1])
+    product, y = _after_each(slope, last - jnp.concatenate([x[1:], nothing]))
+    product_of, end_of, x_of = layout.all_parts((product[-1], y[-1], x[0]), reverse)
+    y = jnp.concatenate([nothing, y[:-1]])
+    if len(x_of) == 1:
+        return y
+
+    def advance(y, part):
+        product, end, x_next = part
+        return product * y + end - x_next, y
+
+    parts = product_of, end_of, jnp.roll(x_of, -1, axis=0)
+    _, before = lax.scan(advance, nothing[0], parts)
+    product = jnp.concatenate([jnp.ones_like(nothing), product[:-1]])
+    return y + product * before[layout.own_part(reverse)]
+
+
+def _after_each(slope: Array, offset: Array) -> tuple[Array, Array]:
+    """For all j, what y_{j+1} = slope_j y_j + offset_j makes of y_0: a product of it, and a sum.
+
+    In groups of about as many j as there are groups: first in each group, then what the groups
+    before it add. `lax.associative_scan` takes longer to compile.
     """
     count = len(offset)
     size = math.ceil(count**0.5)
@@ -194,21 +231,23 @@ def _linear(slope: Array, offset: Array) -> Array:
         x = jnp.pad(x, [(0, -count % size)] + [(0, 0)] * (x.ndim - 1))
         return jnp.swapaxes(x.reshape(-1, size, *x.shape[1:]), 0, 1)
 
-    def advance(y, x):
+    def advance(before, x):
         slope, offset = x
-        return slope * y + offset, y
+        after = slope * before[0], slope * before[1] + offset
+        return after, after
 
-    def advance_group(group, x):
-        product, y = group
-        return (x[0] * product, advance(y, x)[0]), None
+    def advance_group(before, of_group):
+        product, y = of_group
+        return (product * before[0], product * before[1] + y), before
 
-    slopes, offsets = in_groups(slope), in_groups(offset)
-    nothing = jnp.ones_like(offsets[0]), jnp.zeros_like(offsets[0])
-    groups, _ = lax.scan(advance_group, nothing, (slopes, offsets))
-    _, before = lax.scan(advance, jnp.zeros_like(offset[0]), groups)
-    last, ys = lax.scan(advance, before, (slopes, offsets))
-    ys = jnp.concatenate([ys[1:], last[None]])
-    return jnp.swapaxes(ys, 0, 1).reshape(-1, *offset.shape[1:])[:count]
+    def all_groups(x):
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *offset.shape[1:])[:count]
+
+    of_groups = in_groups(slope), in_groups(offset)
+    nothing = jnp.ones_like(of_groups[0][0]), jnp.zeros_like(of_groups[0][0])
+    ends, (product, y) = lax.scan(advance, nothing, of_groups)
+    _, before = lax.scan(advance_group, jax.tree.map(lambda x: x[0], nothing), ends)
+    return all_groups(product * before[0]), all_groups(product * before[1] + y)
 
 
 def _time_major(x: Array) -> Array:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mmrec_jax.model.layout import whole_sequences
 from mmrec_jax.model.ops import affine_gradients
 from mmrec_jax.model.over_time import NO_EFFORT, Effort, Shooting, serial, shoot
 
@@ -72,7 +73,8 @@ def recurrence(
         how: states and gradients are found in parallel, to this tolerance; None: by scans.
         of_gradient: its gradient is by definition the effort of the gradient, which cannot be
             returned in another way.
-        precision: of all matrix products, as in `jax.default_matmul_precision`.
+        precision: of the products of the steps, forward and backward, whose errors add up; as in
+            `jax.default_matmul_precision`.
 
     Returns:
         h, and what it took.
@@ -80,10 +82,11 @@ def recurrence(
     return _recurrence(inputs, weights, h0, start, of_gradient, mu, how, precision)
 
 
-def _run(step, first, xs, how, reverse=False):
-    if how is None:
-        return *serial(step, first, xs, reverse), NO_EFFORT
-    return shoot(step, first, xs, how, reverse)
+def _run(step, first, xs, how, precision, reverse=False):
+    with jax.default_matmul_precision(precision):
+        if how is None:
+            return *serial(step, first, whole_sequences(xs), reverse), NO_EFFORT
+        return shoot(step, first, xs, how, reverse)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -99,8 +102,7 @@ def _recurrence(inputs, weights, h0, start, of_gradient, mu, how, precision):
         h = (g + mu * m) * inputs_t.z + f * h
         return h, h, jnp.where(start_t[..., None], 0.0, slope)
 
-    with jax.default_matmul_precision(precision):
-        h, _, effort = _run(step, h0, (inputs, start), how)
+    h, _, effort = _run(step, h0, (inputs, start), how, precision)
     return h, effort
 
 
@@ -120,11 +122,6 @@ def _forward(inputs, weights, h0, start, of_gradient, mu, how, precision):
 
 
 def _backward(mu, how, precision, residuals, gradients):
-    with jax.default_matmul_precision(precision):
-        return _gradients(mu, how, residuals, gradients)
-
-
-def _gradients(mu, how, residuals, gradients):
     """With d_t = dL/dh_t, and a_t the logits of both gates:
 
         da_t = [d_t ; d_t] * dh_t/da_t
@@ -149,7 +146,7 @@ def _gradients(mu, how, residuals, gradients):
         return f_t * d + da @ weights.W.T, d, slope
 
     xs = (grad_h, same_document * f, same_document * slopes)
-    d, grad_h0, effort = _run(step, jnp.zeros_like(h0), xs, how, reverse=True)
+    d, grad_h0, effort = _run(step, jnp.zeros_like(h0), xs, how, precision, reverse=True)
 
     da = jnp.concatenate([d, d], axis=-1) * slopes
     _, da_m = jnp.split(da, 2, axis=-1)

@@ -16,9 +16,9 @@ from mmrec_jax.learning.cost import (
     divide_parameters,
 )
 from mmrec_jax.learning.hardware import Device
-from mmrec_jax.learning.sharding import make_mesh, mesh_shape
+from mmrec_jax.learning.sharding import in_words, make_mesh, mesh_shape
 from mmrec_jax.learning.step_time import ACHIEVED, SWEEPS, choose_recurrence, step_time
-from mmrec_jax.model.layout import DATA, FSDP
+from mmrec_jax.model.layout import AXES, FSDP
 from mmrec_jax.tables import print_table
 
 _DAY = 86_400  # seconds
@@ -71,7 +71,7 @@ def print_plan(
     names = (*memory._fields, "total")
     sizes = zip(names, (*memory, sum(memory)), (*of_one, sum(of_one)), strict=True)
     print_table(
-        (of_step, "GB", f"GB per device, {_in_words(mesh, devices)}"),
+        (of_step, "GB", f"GB per device, {_with_number(mesh, devices)}"),
         [
             (name, f"{size / 1e9:,.3f}", f"{of_device / 1e9:,.3f}")
             for name, size, of_device in sizes
@@ -218,12 +218,11 @@ def _print_divisions(config: Config, mesh: AbstractMesh) -> None:
 
 def _mesh(config: Config, devices: int) -> AbstractMesh:
     """The mesh of a run that has this many devices."""
-    return AbstractMesh(mesh_shape(config, devices), (DATA, FSDP))
+    return AbstractMesh(mesh_shape(config, devices), AXES)
 
 
-def _in_words(mesh: AbstractMesh, devices: int) -> str:
-    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    return sizes if mesh.size == devices else f"{sizes} of {devices}"
+def _with_number(mesh: AbstractMesh, devices: int) -> str:
+    return in_words(mesh) if mesh.size == devices else f"{in_words(mesh)} of {devices}"
 
 
 def _days(work: float, devices: int, flops_per_second: float) -> float:

@@ -14,7 +14,7 @@ from mmrec_jax.config import Config
 from mmrec_jax.data.batches import prefetched
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step
-from mmrec_jax.learning.sharding import place_batch, place_signal, shardings
+from mmrec_jax.learning.sharding import in_words, place_batch, place_signal, shardings
 from mmrec_jax.learning.step import TrainState, make_train_step
 from mmrec_jax.model.interface import ModelFunctions
 from mmrec_jax.model.params import Params
@@ -189,8 +189,7 @@ def _devices(mesh: Mesh) -> str:
     kind, there_are = mesh.devices.flat[0].device_kind, len(jax.devices())
     if there_are == 1:
         return kind
-    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    return f"{mesh.size} of {there_are} {kind} devices ({sizes})"
+    return f"{mesh.size} of {there_are} {kind} devices ({in_words(mesh)})"
 
 
 def _count(params: Params) -> int:

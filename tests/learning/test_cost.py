@@ -23,6 +23,7 @@ from mmrec_jax.learning.hardware import named_device
 from mmrec_jax.learning.sharding import make_mesh, placed
 from mmrec_jax.learning.step import abstract_batch
 from mmrec_jax.learning.step_time import step_time
+from mmrec_jax.model.layout import AXES
 from mmrec_jax.model.params import init_params, model_graph, param_shapes
 from mmrec_jax.report.plan import print_plan
 from small_runs import ROOT, config, run
@@ -133,7 +134,7 @@ def test_the_largest_model_is_planned_without_being_initialized(tmp_path):
     assert f"{sum(count_parameters(cfg.model).values()):,} parameters" in result.stdout
     assert f"{days:,.2f} days on 32 x 4e+14" in result.stdout
     assert "by the scan (chosen)" in result.stdout
-    mesh = AbstractMesh((1, 32), ("data", "fsdp"))
+    mesh = AbstractMesh((1, 32, 1), AXES)
     days = 2e11 / (512 * 2_048) * step_time(cfg, named_device("H100"), mesh).total / 86_400
     assert f"{days:,.2f} days on 32 x H100" in result.stdout
     assert not (ROOT / "runs/mmrec_7b").exists()

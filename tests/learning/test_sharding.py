@@ -11,14 +11,16 @@ from jax.tree_util import GetAttrKey
 
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.sharding import mesh_shape, partition
+from mmrec_jax.model.layout import AXES
 from small_runs import config
 
 PARAMS, MEMORY = (GetAttrKey("params"),), (GetAttrKey("memory"),)
 
 
-def with_mesh(data, fsdp, **changes):
+def with_mesh(data, fsdp, time=1, **changes):
     cfg = config(**changes)
-    return dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, data=data, fsdp=fsdp))
+    mesh = dataclasses.replace(cfg.mesh, data=data, fsdp=fsdp, time=time)
+    return dataclasses.replace(cfg, mesh=mesh)
 
 
 @pytest.mark.parametrize(
@@ -35,12 +37,12 @@ def with_mesh(data, fsdp, **changes):
     ],
 )
 def test_the_longest_axis_of_a_large_array_is_divided(shape, fsdp, expected):
-    mesh = jax.sharding.AbstractMesh((2, fsdp), ("data", "fsdp"))
+    mesh = jax.sharding.AbstractMesh((2, fsdp, 1), AXES)
     assert partition(PARAMS, shape, mesh) == expected
 
 
 def test_carried_memory_is_divided_by_sequence_however_small():
-    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"))
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), AXES)
     assert partition(MEMORY, (3, 8, 2), mesh) == P(None, ("data", "fsdp"))
 
 
@@ -57,12 +59,13 @@ def test_carried_memory_is_divided_by_sequence_however_small():
     ],
 )
 def test_a_free_axis_takes_what_can_divide_the_batch(wanted, batch_size, devices, expected):
-    assert mesh_shape(with_mesh(*wanted, train__batch_size=batch_size), devices) == expected
+    cfg = with_mesh(*wanted, train__batch_size=batch_size)
+    assert mesh_shape(cfg, devices) == (*expected, 1)
 
 
 def test_micro_batches_are_divided_too():
     cfg = with_mesh(-1, 1, train__batch_size=8, train__accumulate_steps=4)
-    assert mesh_shape(cfg, 8) == (2, 1)
+    assert mesh_shape(cfg, 8) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(3, 1), (1, 3), (16, 1), (4, 4), (-1, 5), (7, -1)])
@@ -74,13 +77,36 @@ def test_a_mesh_that_does_not_fit_is_refused_with_one_that_does(data, fsdp):
     assert f"mesh.data {data} x mesh.fsdp {fsdp}" in line
     shape = tuple(int(x) for x in re.findall(r"=(\d+)", line))
     fixed = with_mesh(*shape, train__batch_size=8)
-    assert mesh_shape(fixed, 8) == shape
+    assert mesh_shape(fixed, 8) == (*shape, 1)
     closer = [  # no mesh that fits is nearer
         other
         for other in itertools.product((1, 2, 4, 8), repeat=2)
         if other[0] * other[1] <= 8 and far(other, (data, fsdp)) < far(shape, (data, fsdp))
     ]
     assert closer == []
+
+
+def test_time_is_divided_after_the_sequences():
+    cfg = with_mesh(-1, 1, time=4, train__batch_size=8, train__seq_len=256)
+    assert mesh_shape(cfg, 8) == (2, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("time", "changes", "line"),
+    [
+        (16, {}, "mesh.time is 16, but there are only 8 devices"),
+        (3, {}, "train.seq_len 32 is not a multiple of 3 x 8 (model.chunk_len)"),
+        (
+            4,
+            {"model__recurrence_interval": 5},
+            "multiple of 4 x 5 (model.recurrence_interval)",
+        ),
+    ],
+)
+def test_a_mesh_that_cannot_divide_the_time_is_refused(time, changes, line):
+    with pytest.raises(UserError) as error:
+        mesh_shape(with_mesh(1, 1, time=time, **changes), 8)
+    assert line in str(error.value)
 
 
 def far(shape, wanted):

@@ -12,9 +12,10 @@ from mmrec_jax.errors import UserError
 from mmrec_jax.learning.hardware import named_device
 from mmrec_jax.learning.sharding import make_mesh
 from mmrec_jax.learning.step_time import choose_recurrence, step_time, with_recurrence
+from mmrec_jax.model.layout import AXES
 
 LONG = {"batch_size": 32, "seq_len": 32_768}
-ON_32 = AbstractMesh((1, 32), ("data", "fsdp"))
+ON_32 = AbstractMesh((1, 32, 1), AXES)
 
 
 def config_of(size, form="auto", **train) -> Config:

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import oracle
+from mmrec_jax.model.layout import AXES
 from mmrec_jax.model.over_time import NO_EFFORT, Shooting
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
 
@@ -137,3 +139,21 @@ def test_where_the_recurrence_is_not_finite_so_is_the_result():
     assert effort.scans == 1
     assert np.all(np.isfinite(h[0, :20]))
     assert not np.any(np.isfinite(h[0, 21:]))
+
+
+@pytest.mark.parametrize("scale", [1, 20])
+def test_devices_can_divide_the_time(scale):
+    """4 devices for each of 2 sequences, with 4 intervals each; sweeps do not solve the second."""
+    how = Shooting(interval=4, tolerance=1e-12, max_sweeps=16)
+    case, start = random_case(64, scale=scale), random_starts(64)
+    cotangent = np.random.default_rng(2).standard_normal((2, 64, DIM))
+    mesh = jax.make_mesh((1, 2, 4), AXES, axis_types=(AxisType.Auto,) * 3)
+    with jax.enable_x64(True):
+        expected, _ = jax.device_get(run(case, start, None))
+        of_one, _ = jax.device_get(gradients(case, start, cotangent, None))
+        with jax.set_mesh(mesh):
+            h, effort = jax.device_get(run(case, start, how))
+            of_case, of_gradient = jax.device_get(gradients(case, start, cotangent, how))
+    assert effort.scans == of_gradient.scans == (scale > 1)
+    assert relative_error(h, expected) < 1e-12
+    assert max(jax.tree.leaves(jax.tree.map(relative_error, of_case, of_one))) < 1e-9

@@ -49,8 +49,8 @@ def small(data, fsdp, **changes):
         "train__keep_checkpoints": 9,
         "data__sample_chars": 4000,
     }
-    cfg = config(**{**plain, **changes})
-    return dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, data=data, fsdp=fsdp))
+    mesh = {"mesh__data": data, "mesh__fsdp": fsdp}
+    return config(**{**plain, **mesh, **changes})
 
 
 def losses(path):
@@ -90,6 +90,36 @@ def test_the_losses_do_not_depend_on_the_devices(runs):
 @pytest.mark.parametrize("mesh", OTHER_MESHES)
 def test_the_losses_do_not_depend_on_any_mesh(other_runs, mesh):
     check_losses(other_runs[mesh], other_runs[1, 1])
+
+
+IN_TIME = {
+    "mesh__time": 4,
+    "model__recurrence": "parallel",
+    "model__recurrence_interval": 4,
+    "model__recurrence_tolerance": 1e-6,
+}
+
+
+@pytest.mark.slow
+def test_the_losses_do_not_depend_on_who_divides_the_time(runs, tmp_path):
+    train(small(1, 2, **IN_TIME), tmp_path / "run")
+    check_losses(tmp_path / "run", runs[1, 1])
+
+
+def test_devices_that_divide_the_time_exchange_little_in_a_sweep():
+    cfg = small(1, 2, **IN_TIME)
+    program = compile_step(cfg, make_mesh(cfg, jax.devices())).as_text()
+    found = collectives(program, {"micro_batches": 1, "sweeps": 1_000})
+    assert {collective.loop for collective in found} == {None}
+    sent = dict.fromkeys(("all-gather", "all-reduce"), 0)
+    for collective in found:
+        if collective.times >= 1_000:
+            sent[collective.kind] += collective.bytes
+    # States and gradients: what each part does to the one before it, 3 numbers per channel of each
+    # sequence; the largest output and correction of each sequence; the change and the gain.
+    sequences = cfg.train.batch_size // cfg.train.accumulate_steps // 2
+    assert sent["all-gather"] == 2 * 4 * 3 * cfg.model.dim * sequences * 4
+    assert sent["all-reduce"] == 2 * (2 * sequences + 2) * 4
 
 
 @pytest.mark.parametrize(("before", "after"), [((1, 1), (2, 4)), ((2, 4), (1, 1))])
