@@ -5,7 +5,7 @@ BIN := .venv/bin
 # One process per core; the tests of a file share one process, and so what they train and compile.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-slow lint format bench clean
+.PHONY: train test test-slow test-tpu-compile lint format bench clean
 
 train: .venv/installed
 	$(BIN)/python train.py --config=configs/tiny.py
@@ -15,6 +15,10 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q $(PARALLEL) -m slow
+
+# By the compiler for TPUs, where `pip install -e '.[tpu]'` has installed it; no TPU is needed.
+test-tpu-compile: .venv/installed
+	$(BIN)/python -m pytest -q -rs -m tpu
 
 lint: .venv/installed
 	$(BIN)/lint-imports --no-logo --no-cache
