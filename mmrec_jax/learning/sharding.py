@@ -81,7 +81,7 @@ def _check_time(config: Config, num_devices: int) -> None:
     for name, part in parts.items():
         if config.train.seq_len % (time * part) and time > 1:
             raise UserError(
-                f"mesh.time {time} devices cannot divide the sequences: train.seq_len "
+                f"the {time} devices of mesh.time cannot divide a sequence evenly: train.seq_len "
                 f"{config.train.seq_len} is not a multiple of {time} x {part} ({name})"
             )
 

@@ -42,6 +42,7 @@ def test_pg19_can_come_from_tfds():
     assert from_mapping(pg19.get_config("tfds")).data.field == "book_text"
 
 
+@pytest.mark.slow
 def test_the_standard_library_has_long_documents_that_everyone_has():
     config = from_mapping(code.get_config()).data
     corpus = open_corpus(config)

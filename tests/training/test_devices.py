@@ -183,7 +183,7 @@ def test_growth_does_not_depend_on_the_devices(runs, tmp_path, capsys):
 def test_a_run_is_evaluated_on_its_devices_or_on_those_that_there_are(runs):
     run = open_run(runs[2, 4])
     subject = read_subject(run, "final")
-    assert dict(subject.mesh.shape) == {"data": 2, "fsdp": 4}
+    assert dict(subject.mesh.shape) == {"data": 2, "fsdp": 4, "time": 1}
     alone = evaluation_mesh(run.config, jax.devices()[:1])
     assert alone.size == 1
     on_one = subject._replace(mesh=alone, params=run.params(subject.step, alone))

@@ -60,6 +60,7 @@ def kill_at(line_start: str, workdir: Path) -> None:
     pytest.fail(f"never printed {line_start!r}: {process.stderr.read()}")
 
 
+@pytest.mark.slow
 def test_kills_between_two_rungs_and_within_one_change_no_bit(undisturbed, tmp_path):
     workdir = tmp_path / "ladder"
     kill_at("rung 2 of 2", workdir)
