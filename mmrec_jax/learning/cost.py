@@ -8,10 +8,10 @@ products:
                           layer 4 D (S + C + M) to read short-term and long-term memory and
                           4 D (C + M) to find the candidates for the bank that say the same
     training, per token   3 times that, except for what has no gradient (the last, and saliency
-                          without its loss); also, per layer,
-                          4 D^2 to recompute the gates of the recurrence, 2 D for each query that
-                          the saliency loss examines, and 3 times the products of UBOO; with
-                          model.remat, the forward pass of the layers once more
+                          without its loss); also, per layer, 4 D^2 to recompute the gates of the
+                          recurrence, 2 D for each query that the saliency loss examines, and 3
+                          times the products of UBOO; with model.remat, the forward pass of the
+                          layers once more
 
 Activations are what the backward pass of the traced loss keeps. One and two layers are traced,
 because every further layer keeps as much as the second.

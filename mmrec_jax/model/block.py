@@ -260,9 +260,8 @@ class Block(nnx.Module):
 
         def sums(x):
             x = x[..., p].reshape(*x.shape[:-1], config.num_heads, 2, half)
-            x = jnp.moveaxis(x, -2, -1)
-            for_next = x[..., : (half + 1) // 2, :], x[..., (half + 1) // 2 :, :]
-            x = jnp.stack([part.sum(axis=-2) for part in for_next], axis=-2)
+            for_next_and_own = jnp.split(x, [(half + 1) // 2], axis=-1)
+            x = jnp.stack([part.sum(axis=-1) for part in for_next_and_own], axis=-2)
             return SALIENCY_GAIN * config.head_dim**0.5 / half * x
 
         W, b = sums(self.W_fused.kernel[...]), sums(self.W_fused.bias[...])
