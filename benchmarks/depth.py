@@ -57,7 +57,7 @@ def main():
     from mmrec_jax.data.windows import Batch
     from mmrec_jax.learning.optimizer import make_optimizer
     from mmrec_jax.learning.step import abstract_batch, init_train_state, make_train_step
-    from mmrec_jax.model.over_time import Shooting
+    from mmrec_jax.model.over_time import Shooting, serial
     from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence
     from mmrec_jax.runs.workdir import open_run
     from mmrec_jax.tables import print_table
@@ -107,7 +107,7 @@ def main():
         failed = " (scan)" if metrics.recurrence_scans else ""
         return float(metrics.recurrence_sweeps) / (2 * layers), failed
 
-    def compiled(length, how):
+    def compiled(length, solve):
         dim = run.config.model.dim
         x = jax.ShapeDtypeStruct((1, length, dim), jnp.float32)
         weights = CoreWeights(
@@ -117,7 +117,7 @@ def main():
         start = jax.ShapeDtypeStruct((1, length), bool)
 
         def objective(inputs, weights, h0, start):
-            return jnp.sum(recurrence(inputs, weights, h0, start, run.config.model.mu, how)[0])
+            return jnp.sum(recurrence(inputs, weights, h0, start, run.config.model.mu, solve)[0])
 
         begin = time.perf_counter()
         lowered = jax.jit(jax.grad(objective, argnums=(0, 1))).lower(
@@ -137,20 +137,20 @@ def main():
                 "",
                 f"{depth_of(length, 'scan', long_term=0):,}",
                 f"{bank:,}",
-                *compiled(length, None),
+                *compiled(length, serial),
             )
         )
         for interval in _INTERVAL.value:
             sweeps, failed = sweeps_of(length, interval)
             chain = depth_of(length, "parallel", round(sweeps), interval, long_term=0)
-            how = Shooting(interval, 1e-5, 64)
+            solve = Shooting(interval, 1e-5, 64)
             row = (
                 "",
                 f"{interval}",
                 f"{sweeps:.1f}{failed}",
                 f"{chain:,}",
                 "",
-                *compiled(length, how),
+                *compiled(length, solve),
             )
             rows.append(row)
     print(f"{_WORKDIR.value}: {layers} layers, D {run.config.model.dim}")

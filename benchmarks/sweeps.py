@@ -32,7 +32,7 @@ def main():
     from benchmarks.trained import first_tokens
     from mmrec_jax.model.lm import init_state
     from mmrec_jax.model.memory import Segments
-    from mmrec_jax.model.over_time import NO_EFFORT, Shooting
+    from mmrec_jax.model.over_time import NO_EFFORT, Shooting, serial
     from mmrec_jax.model.params import model_graph
     from mmrec_jax.model.recurrence import recurrence
     from mmrec_jax.runs.workdir import open_run
@@ -80,7 +80,7 @@ def main():
     for interval in _INTERVAL.value:
         rows = []
         for index, core in enumerate(layers):
-            h, _, gradients, _ = solve(core, weights, None)
+            h, _, gradients, _ = solve(core, weights, serial)
             forward, backward = [f"{index}", "states"], ["", "gradients"]
             for tolerance in TOLERANCES:
                 found = solve(core, weights, Shooting(interval, tolerance, _SWEEPS.value))

@@ -68,10 +68,11 @@ class ModelConfig(Section):
         one_of("default", "high", "highest"),
     )
     recurrence: str = knob(
-        "How the recurrence is computed: step by step (scan), or all intervals of time at once, in "
-        "sweeps (parallel). auto: what is estimated to take less time.",
+        "How the recurrence is computed: step by step (scan), on TPUs in a single kernel (fused), "
+        "or all intervals of time at once, in sweeps (parallel). auto: what is estimated to take "
+        "the least time.",
         "auto",
-        one_of("auto", "scan", "parallel"),
+        one_of("auto", "scan", "fused", "parallel"),
     )
     recurrence_interval: int = knob(
         "Steps that a sweep of the parallel form computes one after the other.", 64, at_least(1)

@@ -41,33 +41,36 @@ class Device(NamedTuple):
     default: float  # FLOP/s of float32 matrix products at JAX's default precision
     highest: float  # FLOP/s of float32 matrix products at precision "highest"
     bandwidth: float  # bytes/s of its memory
-    wait: float  # seconds that a step of a loop takes besides its work
+    wait: float  # seconds that an operation in a loop takes besides its work
+    on_chip: int = 0  # bytes of a memory on the chip that one kernel can use
 
 
 def _gpu(name: str, highest: float, bandwidth: float) -> Device:
     """At default precision a GPU multiplies float32 as TF32, at half the rate of bfloat16.
 
-    The wait is an estimate: two kernels are launched per step, in about 5 microseconds each.
+    The wait is an estimate of what it takes to launch a kernel.
     """
-    return Device(name, PEAKS[name], PEAKS[name] / 2, highest, bandwidth, wait=1e-5)
+    return Device(name, PEAKS[name], PEAKS[name] / 2, highest, bandwidth, wait=5e-6)
 
 
-def _tpu(name: str, kind: str, bandwidth: float) -> Device:
+def _tpu(name: str, kind: str, bandwidth: float, on_chip: int) -> Device:
     """A TPU multiplies float32 in one pass of bfloat16 at default precision, in six at "highest".
 
-    The wait is an estimate: the loop runs on the device itself.
+    The wait is half the time that its compiler estimates for a small step of a scan: 4,061 cycles
+    of 1.5 to 1.75 GHz (`python -m benchmarks.fused_scan`). The memory on the chip (VMEM) is that of
+    `jax.experimental.pallas.tpu.get_tpu_info`.
     """
     peak = PEAKS[kind]
-    return Device(name, peak, peak, peak / 6, bandwidth, wait=2e-6)
+    return Device(name, peak, peak, peak / 6, bandwidth, 1.2e-6, on_chip)
 
 
 DEVICES = {  # as PEAKS, and from the same sources
     "H200": _gpu("H200", 6.7e13, 4.8e12),
     "H100": _gpu("H100", 6.7e13, 3.35e12),
     "A100": _gpu("A100", 1.95e13, 2.04e12),
-    "TPU v6 lite": _tpu("v6e", "TPU v6 lite", 1.64e12),
-    "TPU v5 lite": _tpu("v5e", "TPU v5 lite", 8.19e11),
-    "TPU v5": _tpu("v5p", "TPU v5", 2.77e12),
+    "TPU v6 lite": _tpu("v6e", "TPU v6 lite", 1.64e12, 2**27),
+    "TPU v5 lite": _tpu("v5e", "TPU v5 lite", 8.19e11, 2**27),
+    "TPU v5": _tpu("v5p", "TPU v5", 2.77e12, 2**26),
 }
 _LIKE = {"gpu": "A100", "tpu": "TPU v5 lite"}  # what an unknown accelerator is taken for
 

@@ -76,7 +76,7 @@ def _check_time(config: Config, num_devices: int) -> None:
     if time > num_devices:
         raise UserError(f"mesh.time is {time}, but there are only {num_devices} devices")
     parts = {"model.chunk_len": model.chunk_len}
-    if model.recurrence != "scan":
+    if model.recurrence not in ("scan", "fused"):
         parts["model.recurrence_interval"] = model.recurrence_interval
     for name, part in parts.items():
         if config.train.seq_len % (time * part) and time > 1:

@@ -9,14 +9,17 @@
                   once more: as many steps one after the other as below
 
 A step of the recurrence multiplies the states of n rows by the [D, 2D] matrix W, in float32, with
-model.precision. It takes the wait of a loop's step, and the longer of the time to read W and of
+model.precision. It takes two waits of an operation, and the longer of the time to read W and of
 4 n D^2 FLOPs.
 
     scan          T steps, of as many rows as the device has sequences
+    fused         T steps for which W is not read, and which take 0.1 microseconds instead of the
+                  waits; but a TPU multiplies fewer than 45 rows no faster than 45
     parallel      5 sweeps of c steps, of T / c times as many rows, which mesh.time divides
 
-    consolidation for each layer and micro-batch, forward, and with model.remat once more: one step
-                  per chunk, which takes 5 waits, because it consists of about ten small operations
+    consolidation for each layer and micro-batch, forward, and with model.remat once more: for each
+                  chunk, one step of the choice of the bank, and one of its training, which take
+                  60 waits together
 
 The time of a step is the larger of products and traffic, plus recurrence and consolidation, which
 nothing can overlap. What devices send each other is not included.
@@ -28,15 +31,20 @@ from typing import NamedTuple
 from jax.sharding import AbstractMesh, Mesh
 
 from mmrec_jax.config import Config
+from mmrec_jax.errors import UserError
 from mmrec_jax.learning.cost import ONE_DEVICE, count_flops, count_memory
 from mmrec_jax.learning.hardware import Device, figures
+from mmrec_jax.model.fused_scan import bytes_on_chip
 from mmrec_jax.model.layout import TIME, num_parts
 
 ACHIEVED = 0.4
 # What trained models need at 64 steps per interval and a tolerance of 1e-5: 2 to 8, in the mean
 # less than 5 (docs/scaling.md).
 SWEEPS = 5
-CONSOLIDATION_WAITS = 5
+# Operations of a step, and of the consolidation of a chunk, in what XLA makes of them for TPUs.
+STEP_OPERATIONS, CONSOLIDATION_OPERATIONS = 2, 60
+# From what the compiler makes of the kernel for TPU v5e (docs/time.md).
+FUSED_WAIT, FUSED_ROWS = 1e-7, 45
 
 
 class StepTime(NamedTuple):
@@ -71,48 +79,77 @@ def step_time(config: Config, device: Device, mesh: AbstractMesh = ONE_DEVICE) -
         products=flops / (ACHIEVED * rate),
         traffic=bytes_moved / device.bandwidth,
         recurrence=passes * layers * recurrence_time(config, device, form, mesh),
-        consolidation=(passes - 1) * layers * chunks * CONSOLIDATION_WAITS * device.wait,
+        consolidation=(passes - 1) * layers * chunks * CONSOLIDATION_OPERATIONS * device.wait,
     )
 
 
 def recurrence_time(
     config: Config, device: Device, form: str, mesh: Mesh | AbstractMesh = ONE_DEVICE
 ) -> float:
-    """Seconds in which a layer's recurrence is computed once, by the "scan" or in "parallel"."""
+    """Seconds in which a form computes a layer's recurrence once."""
     model, length = config.model, config.train.seq_len
-    train = config.train
-    rows = max(train.batch_size // train.accumulate_steps // num_parts(mesh), 1)
-    interval = model.recurrence_interval
+    rows, interval = _rows(config, mesh), model.recurrence_interval
     rate = device.highest if model.precision == "highest" else device.default
 
     def of_step(rows: int) -> float:
         read = 8 * model.dim**2 / device.bandwidth
-        return device.wait + max(read, 4 * rows * model.dim**2 / rate)
+        return STEP_OPERATIONS * device.wait + max(read, 4 * rows * model.dim**2 / rate)
 
+    if form == "fused":
+        return length * (FUSED_WAIT + 4 * max(rows, FUSED_ROWS) * model.dim**2 / rate)
     if form == "scan" or length <= interval:
         return length * of_step(rows)
     return SWEEPS * interval * of_step(rows * -(-length // (interval * mesh.shape[TIME])))
 
 
+def possible_recurrences(
+    config: Config, device: Device, mesh: Mesh | AbstractMesh = ONE_DEVICE
+) -> list[str]:
+    """The forms that a device can compute."""
+    dim = config.model.dim
+    of_step = 5 * 4 * _rows(config, mesh) * dim  # backward: dL/dh and f, two slopes, and d
+    fits = bytes_on_chip(weights=8 * dim**2, of_step=of_step) <= device.on_chip
+    return ["scan", "parallel", *(["fused"] if fits else [])]
+
+
 def choose_recurrence(
     config: Config, device: Device | None, mesh: Mesh | AbstractMesh = ONE_DEVICE
 ) -> str:
-    """ "scan" or "parallel": what `model.recurrence` says, or takes less time if that is "auto".
+    """ "scan", "fused" or "parallel": what `model.recurrence` says, or what takes the least time.
 
-    `device` is None for a CPU, which computes as much as its cores allow in both forms, so that the
-    scan is faster.
+    `device` is None for a CPU, which computes as much as its cores allow in all forms, so that the
+    scan is the fastest.
+
+    Raises:
+        UserError: the device cannot compute what `model.recurrence` says.
     """
-    if config.model.recurrence != "auto":
-        return config.model.recurrence
-    if device is None:
-        return "scan"
-    return min(("scan", "parallel"), key=lambda form: recurrence_time(config, device, form, mesh))
+    wanted = config.model.recurrence
+    possible = possible_recurrences(config, device, mesh) if device else ["scan", "parallel"]
+    if wanted not in ("auto", *possible):
+        why = (
+            f"a {device.name} has {device.on_chip:,} bytes for weights and states on the chip, "
+            f"which is too little for model.dim {config.model.dim}"
+            if device and device.on_chip
+            else "it is for TPUs"
+        )
+        raise UserError(
+            f"model.recurrence = {wanted} is not possible: {why}; use scan, parallel or auto"
+        )
+    if wanted != "auto" or device is None:
+        return "scan" if wanted == "auto" else wanted
+    return min(possible, key=lambda form: recurrence_time(config, device, form, mesh))
 
 
 def with_recurrence(config: Config, mesh: Mesh) -> Config:
     """The config of a run with the form that is chosen for the devices of a mesh."""
     form = choose_recurrence(config, figures(mesh.devices.flat[0]), mesh)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, recurrence=form))
+
+
+def _rows(config: Config, mesh: Mesh | AbstractMesh) -> int:
+    """The sequences that a device reads at once."""
+    train = config.train
+    return max(train.batch_size // train.accumulate_steps // num_parts(mesh), 1)
 
 
 def _passes(config: Config) -> int:

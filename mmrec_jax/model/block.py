@@ -21,8 +21,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, memory_sequence, saliency
 from mmrec_jax.model.bank import INITIAL_SALIENCY, Saliency
+from mmrec_jax.model.fused_scan import fused_scan
 from mmrec_jax.model.ops import Linear, affine, dropout
-from mmrec_jax.model.over_time import NO_EFFORT, Effort, Shooting
+from mmrec_jax.model.over_time import NO_EFFORT, Effort, Shooting, Solver, serial
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
@@ -54,6 +55,16 @@ class Aux(NamedTuple):
 def param_dtype(config: ModelConfig) -> jnp.dtype:
     """The dtype of parameters, recurrence and softmax: float32, or float64 with model.dtype."""
     return jnp.promote_types(jnp.dtype(config.dtype), jnp.float32)
+
+
+def _solver(config: ModelConfig) -> Solver:
+    if config.recurrence == "parallel":
+        return Shooting(
+            interval=config.recurrence_interval,
+            tolerance=config.recurrence_tolerance,
+            max_sweeps=config.recurrence_iterations,
+        )
+    return fused_scan if config.recurrence == "fused" else serial
 
 
 class RMSNorm(nnx.Module):
@@ -222,16 +233,10 @@ class Block(nnx.Module):
         of_gradient: Effort = NO_EFFORT,
     ) -> tuple[Float[Array, "batch T dim"], Float[Array, "batch T dim"], Effort]:
         """h_t and h_{t-1} of every step, float32 or wider, and what they took."""
-        config, how = self.config, None
-        if config.recurrence == "parallel":
-            how = Shooting(
-                interval=config.recurrence_interval,
-                tolerance=config.recurrence_tolerance,
-                max_sweeps=config.recurrence_iterations,
-            )
+        config = self.config
         inputs, weights = self.core(z, gamma)
         h, effort = recurrence(
-            inputs, weights, h0, start, config.mu, how, of_gradient, config.precision
+            inputs, weights, h0, start, config.mu, _solver(config), of_gradient, config.precision
         )
         return h, states_before(h0, h, start), effort
 

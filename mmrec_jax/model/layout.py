@@ -87,13 +87,15 @@ def num_parts(mesh: Mesh | AbstractMesh) -> int:
 def on_own_sequences(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of trees of arrays [batch, ...] that each device applies to its own sequences.
 
-    It is for what XLA would not divide, and for loops over time, in which it must not.
+    It is for what XLA would not divide, and for loops over time, in which it must not. If the
+    devices cannot divide the batch evenly, each applies it to all of it.
     """
 
     def apply(*args):
-        if not _is_divided(jax.tree.leaves(args)[0]):
+        if jax.sharding.get_abstract_mesh().empty:
             return function(*args)
-        return _map(function, in_specs=BATCH, out_specs=BATCH)(*args)
+        spec = BATCH if _is_divided(jax.tree.leaves(args)[0]) else EVERYWHERE
+        return _map(function, in_specs=spec, out_specs=spec)(*args)
 
     return apply
 

@@ -1,9 +1,9 @@
 """Two ways to run a recurrence over time: step by step, and all intervals of time at once.
 
-`serial` is a scan: T steps, one after the other. `shoot` is multiple shooting, which needs far
-fewer: it divides time into intervals of c steps and guesses the state x_j before each of them. A
-sweep reads all intervals at once from their guesses, which gives the states Phi_j(x_j) after them,
-and corrects the guesses from the first to the last:
+`serial` is a scan: T steps, one after the other. `Shooting` needs far fewer: it divides time into
+intervals of c steps and guesses the state x_j before each of them. A sweep reads all intervals at
+once from their guesses, which gives the states Phi_j(x_j) after them, and corrects the guesses from
+the first to the last:
 
     x_{j+1} <- Phi_j(x_j) + A_j (x_j(new) - x_j)
 
@@ -20,7 +20,7 @@ Newton's method with the diagonal alone, for intervals of one step.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +30,9 @@ from jaxtyping import Array, Float
 
 from mmrec_jax.model import layout
 
-# From the state and the inputs of a step: the next state, the output, and the diagonal of the
-# Jacobian of the next state with respect to the state. States are [.., D], inputs [.., ...].
-Step = Callable[[Array, Any], tuple[Array, Array, Array]]
-
-
-class Shooting(NamedTuple):
-    """How exactly, and how long, `shoot` solves a recurrence."""
-
-    interval: int  # steps
-    tolerance: float  # the largest error relative to the largest output of a sequence
-    max_sweeps: int
+# From the weights, the state and the inputs of a step: the next state, the output, and the diagonal
+# of the Jacobian of the next state with respect to the state. States are [.., D], inputs [.., ...].
+Step = Callable[[Any, Array, Any], tuple[Array, Array, Array]]
 
 
 class Effort(NamedTuple):
@@ -50,6 +42,32 @@ class Effort(NamedTuple):
     scans: Float[Array, ""]  # 1 if the sweeps did not converge, and the scan was needed
 
 
+class Solution(NamedTuple):
+    """Of a recurrence over time."""
+
+    outputs: Float[Array, "batch T ..."]
+    last: Float[Array, "batch D"]  # state
+    effort: Effort
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A way to run a recurrence over time."""
+
+    def __call__(
+        self, step: Step, weights: Any, first: Array, xs: Any, reverse: bool = False
+    ) -> Solution:
+        """All steps.
+
+        Args:
+            step: of the recurrence.
+            weights: a tree of what all steps are given.
+            first: the state before the first step, [batch, D].
+            xs: a tree of inputs [batch, T, ...].
+            reverse: whether the recurrence runs from the last step to the first.
+        """
+
+
 # Where an interval makes a difference between states this many times larger, it does so with
 # rounding errors, too. It is at most 2 in trained models, and more than 5 in chaotic ones.
 _LARGEST_GAIN = 4.0
@@ -57,47 +75,44 @@ _LARGEST_GAIN = 4.0
 NO_EFFORT = Effort(np.zeros((), np.float32), np.zeros((), np.float32))
 
 
-def serial(
-    step: Step, first: Float[Array, "batch D"], xs: Any, reverse: bool = False
-) -> tuple[Array, Array]:
-    """The outputs [batch, T, ...] of all steps, one after the other, and the last state.
+def serial(step: Step, weights: Any, first: Array, xs: Any, reverse: bool = False) -> Solution:
+    """One step after the other (a `Solver`)."""
+    step = functools.partial(step, weights)
+    return Solution(*_serial(step, first, layout.whole_sequences(xs), reverse), NO_EFFORT)
 
-    Args:
-        step: of the recurrence.
-        first: the state before the first step.
-        xs: inputs [batch, T, ...].
-        reverse: whether the recurrence runs from the last step to the first.
-    """
 
+def _serial(step, first: Array, xs: Any, reverse: bool) -> tuple[Array, Array]:
     def advance(x, inputs):
         x, output, _ = step(x, inputs)
         return x, output
 
     # Not unrolled: XLA's CPU compiler would recompute each step in the fusions of the next.
-    last, outputs = lax.scan(advance, first, jax.tree.map(_time_major, xs), reverse=reverse)
-    return _time_major(outputs), last
+    last, outputs = lax.scan(advance, first, jax.tree.map(time_major, xs), reverse=reverse)
+    return time_major(outputs), last
 
 
-def shoot(
-    step: Step,
-    first: Float[Array, "batch D"],
-    xs: Any,
-    how: Shooting,
-    reverse: bool = False,
-) -> tuple[Array, Array, Effort]:
-    """What `serial` finds, with an error of at most `how.tolerance`, as far as can be told.
+class Shooting(NamedTuple):
+    """Multiple shooting (a `Solver`), until its error is within a tolerance, as far as can be told.
 
-    It cannot be differentiated by JAX. If the sweeps do not converge, the result is that of
-    `serial`.
+    JAX cannot differentiate it. If the sweeps do not converge, the solution is that of `serial`.
     """
-    if jax.tree.leaves(xs)[0].shape[1] <= how.interval:
-        return *serial(step, first, xs, reverse), NO_EFFORT
-    solve = functools.partial(_shoot, step, how, reverse)
-    return layout.on_own_tokens(solve)(first, xs)
+
+    interval: int  # steps
+    tolerance: float  # the largest error relative to the largest output of a sequence
+    max_sweeps: int
+
+    def __call__(
+        self, step: Step, weights: Any, first: Array, xs: Any, reverse: bool = False
+    ) -> Solution:
+        """All steps."""
+        if jax.tree.leaves(xs)[0].shape[1] <= self.interval:
+            return serial(step, weights, first, xs, reverse)
+        solve = functools.partial(_shoot, functools.partial(step, weights), self, reverse)
+        return Solution(*layout.on_own_tokens(solve)(first, xs))
 
 
-def _shoot(step: Step, how: Shooting, reverse: bool, first: Array, xs: Any):
-    """`shoot` of the tokens that this device has, if several devices divide the time."""
+def _shoot(step, how: Shooting, reverse: bool, first: Array, xs: Any):
+    """Of the tokens that this device has, if several devices divide the time."""
     length = jax.tree.leaves(xs)[0].shape[1]
     count = -(-length // how.interval)
     in_intervals = functools.partial(_in_intervals, interval=how.interval, reverse=reverse)
@@ -172,7 +187,7 @@ def _shoot(step: Step, how: Shooting, reverse: bool, first: Array, xs: Any):
     failed = ~is_solved(end)
 
     def scanned():
-        outputs, last = serial(step, first, layout.all_tokens(xs), reverse)
+        outputs, last = _serial(step, first, layout.all_tokens(xs), reverse)
         return layout.own_tokens(outputs), last
 
     def solved():
@@ -250,7 +265,8 @@ def _after_each(slope: Array, offset: Array) -> tuple[Array, Array]:
     return all_groups(product * before[0]), all_groups(product * before[1] + y)
 
 
-def _time_major(x: Array) -> Array:
+def time_major(x: Array) -> Array:
+    """[batch, T, ..] -> [T, batch, ..], and the other way round."""
     return jnp.swapaxes(x, 0, 1)
 
 

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mmrec_jax.model.layout import whole_sequences
 from mmrec_jax.model.ops import affine_gradients
-from mmrec_jax.model.over_time import NO_EFFORT, Effort, Shooting, serial, shoot
+from mmrec_jax.model.over_time import NO_EFFORT, Effort, Solver, serial
 
 
 class CoreInputs(NamedTuple):
@@ -62,7 +61,7 @@ def recurrence(
     h0: Float[Array, "batch dim"],
     start: Bool[Array, "batch time"],
     mu: float,
-    how: Shooting | None = None,
+    solve: Solver = serial,
     of_gradient: Effort = NO_EFFORT,
     precision: str = "highest",
 ) -> tuple[Float[Array, "batch time dim"], Effort]:
@@ -70,7 +69,7 @@ def recurrence(
 
     Args:
         inputs, weights, h0, start, mu: of the recurrence.
-        how: states and gradients are found in parallel, to this tolerance; None: by scans.
+        solve: how the steps are computed, forward and backward.
         of_gradient: its gradient is by definition the effort of the gradient, which cannot be
             returned in another way.
         precision: of the products of the steps, forward and backward, whose errors add up; as in
@@ -79,31 +78,30 @@ def recurrence(
     Returns:
         h, and what it took.
     """
-    return _recurrence(inputs, weights, h0, start, of_gradient, mu, how, precision)
-
-
-def _run(step, first, xs, how, precision, reverse=False):
-    with jax.default_matmul_precision(precision):
-        if how is None:
-            return *serial(step, first, whole_sequences(xs), reverse), NO_EFFORT
-        return shoot(step, first, xs, how, reverse)
+    return _recurrence(inputs, weights, h0, start, of_gradient, mu, solve, precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _recurrence(inputs, weights, h0, start, of_gradient, mu, how, precision):
-    diagonal_g, diagonal_m = _diagonals(weights)
-
-    def step(h, x):
-        inputs_t, start_t = x
-        h = jnp.where(start_t[..., None], 0.0, h)
+def _recurrence(inputs, weights, h0, start, of_gradient, mu, solve, precision):
+    def step(weights, h, x):
+        weights, diagonals = weights
+        inputs_t, same_document_t = x
+        h = same_document_t * h
         g, m, f = gates(inputs_t, weights, h, mu)
-        slope_g, slope_m = _slopes(inputs_t.z, h, g, m, mu)
-        slope = f + slope_g * diagonal_g + slope_m * diagonal_m
+        of_logits = jnp.concatenate(_slopes(inputs_t.z, h, g, m, mu), axis=-1) * diagonals
+        slope = f + sum(jnp.split(of_logits, 2, axis=-1))
         h = (g + mu * m) * inputs_t.z + f * h
-        return h, h, jnp.where(start_t[..., None], 0.0, slope)
+        return h, h, same_document_t * slope
 
-    h, _, effort = _run(step, h0, (inputs, start), how, precision)
+    xs = inputs, _same_document(start, h0.dtype)
+    with jax.default_matmul_precision(precision):
+        h, _, effort = solve(step, (weights, _diagonals(weights)), h0, xs)
     return h, effort
+
+
+def _same_document(start, dtype):
+    """[batch, T, 1]: 0 where a document starts, 1 elsewhere."""
+    return 1 - start[:, :, None].astype(dtype)
 
 
 def _slopes(z, h_prev, g, m, mu):
@@ -112,16 +110,16 @@ def _slopes(z, h_prev, g, m, mu):
 
 
 def _diagonals(weights: CoreWeights):
-    """How the logits of a channel depend on its own h_{t-1}."""
-    return [jnp.diagonal(W) for W in jnp.split(weights.W, 2, axis=1)]
+    """[2D]: how both logits of a channel depend on its own h_{t-1}."""
+    return jnp.concatenate([jnp.diagonal(W) for W in jnp.split(weights.W, 2, axis=1)])
 
 
-def _forward(inputs, weights, h0, start, of_gradient, mu, how, precision):
-    h, effort = _recurrence(inputs, weights, h0, start, of_gradient, mu, how, precision)
+def _forward(inputs, weights, h0, start, of_gradient, mu, solve, precision):
+    h, effort = _recurrence(inputs, weights, h0, start, of_gradient, mu, solve, precision)
     return (h, effort), (inputs, weights, h0, start, h)
 
 
-def _backward(mu, how, precision, residuals, gradients):
+def _backward(mu, solve, precision, residuals, gradients):
     """With d_t = dL/dh_t, and a_t the logits of both gates:
 
         da_t = [d_t ; d_t] * dh_t/da_t
@@ -135,18 +133,20 @@ def _backward(mu, how, precision, residuals, gradients):
     h_prev = states_before(h0, h, start)
     g, m, f = gates(inputs, weights, h_prev, mu)
     slopes = jnp.concatenate(_slopes(inputs.z, h_prev, g, m, mu), axis=-1)
-    same_document = 1.0 - start[:, :, None].astype(h.dtype)  # 0 stops the gradient at a start
-    diagonals = jnp.concatenate(_diagonals(weights))
 
-    def step(carry, x):
+    def step(weights, carry, x):
+        W, diagonals = weights
         grad_t, f_t, slopes_t = x
         d = grad_t + carry
         da = jnp.concatenate([d, d], axis=-1) * slopes_t
         slope = f_t + sum(jnp.split(slopes_t * diagonals, 2, axis=-1))
-        return f_t * d + da @ weights.W.T, d, slope
+        return f_t * d + da @ W.T, d, slope
 
+    same_document = _same_document(start, h.dtype)
     xs = (grad_h, same_document * f, same_document * slopes)
-    d, grad_h0, effort = _run(step, jnp.zeros_like(h0), xs, how, precision, reverse=True)
+    of_steps = weights.W, _diagonals(weights)
+    with jax.default_matmul_precision(precision):
+        d, grad_h0, effort = solve(step, of_steps, jnp.zeros_like(h0), xs, reverse=True)
 
     da = jnp.concatenate([d, d], axis=-1) * slopes
     _, da_m = jnp.split(da, 2, axis=-1)

@@ -17,7 +17,13 @@ from mmrec_jax.learning.cost import (
 )
 from mmrec_jax.learning.hardware import Device
 from mmrec_jax.learning.sharding import in_words, make_mesh, mesh_shape
-from mmrec_jax.learning.step_time import ACHIEVED, SWEEPS, choose_recurrence, step_time
+from mmrec_jax.learning.step_time import (
+    ACHIEVED,
+    SWEEPS,
+    choose_recurrence,
+    possible_recurrences,
+    step_time,
+)
 from mmrec_jax.model.layout import AXES, FSDP
 from mmrec_jax.tables import print_table
 
@@ -97,23 +103,16 @@ def print_plan(
 
 def _print_step_time(config: Config, device: Device, mesh: AbstractMesh) -> None:
     """Prints the parts of a step's time, with the recurrence in either form."""
-    chosen = choose_recurrence(config, device, mesh)
-    rows = []
-    for form, name in (("scan", "by the scan"), ("parallel", "in parallel")):
+    chosen, rows = choose_recurrence(config, device, mesh), []
+    names = {"scan": "by the scan", "parallel": "in parallel", "fused": "in one kernel"}
+    for form in possible_recurrences(config, device, mesh):
         model = dataclasses.replace(config.model, recurrence=form)
         parts = step_time(dataclasses.replace(config, model=model), device, mesh)
-        name += " (chosen)" if form == chosen else ""
-        rows.append((name, *(f"{seconds:,.4g}" for seconds in (*parts, parts.total))))
-    names = (
-        f"seconds, {device.name}",
-        "products",
-        "traffic",
-        "recurrence",
-        "bank",
-        "total",
-    )
-    print_table(names, rows)
-    waits = f"{device.wait * 1e6:.0f} microseconds per step of a loop"
+        name = f"{names[form]}{' (chosen)' if form == chosen else ''}"
+        rows.append((name, *(f"{seconds:,.3g}" for seconds in (*parts, parts.total))))
+    parts = ("products", "traffic", "recurrence", "bank", "total")
+    print_table((f"seconds, {device.name}", *parts), rows)
+    waits = f"{device.wait * 1e6:.2g} microseconds per operation in a loop"
     print(
         f"estimated from {ACHIEVED:.0%} of {device.peak:.3g} FLOP/s in bfloat16,\n"
         f"{device.highest:.3g} FLOP/s in float32, {device.bandwidth:.3g} bytes/s, {waits},\n"

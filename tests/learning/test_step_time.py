@@ -48,11 +48,34 @@ def test_sweeps_compute_what_a_scan_waits_for():
 def test_the_faster_form_is_chosen(device):
     device = named_device(device)
     assert choose_recurrence(config_of(mmrec_7b, **LONG), device, ON_32) == "parallel"
-    assert choose_recurrence(config_of(tiny), device) == "scan"  # T is only 256
-    # So many sequences that every step of the scan is as much work as it can do at once.
-    assert choose_recurrence(config_of(tiny, batch_size=2**14), device) == "scan"
+    step_by_step = "fused" if device.on_chip else "scan"
+    assert choose_recurrence(config_of(tiny), device) == step_by_step  # T is only 256
+    # So many sequences that every step of the scan is as much work as it can do at once, and too
+    # many for the memory on a chip.
+    assert choose_recurrence(config_of(tiny, batch_size=2**15), device) == "scan"
     for form in ("scan", "parallel"):
         assert choose_recurrence(config_of(mmrec_7b, form, **LONG), device, ON_32) == form
+
+
+def test_the_kernel_does_not_wait():
+    """256 steps of 4 layers, forward and backward, each as if for 45 sequences; not for 8."""
+    found = step_time(config_of(tiny, batch_size=8), named_device("v5e"))
+    assert found.recurrence == pytest.approx(2 * 4 * 256 * (1e-7 + 4 * 45 * 128**2 / (1.97e14 / 6)))
+    assert found.recurrence < found.consolidation
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "why"),
+    [
+        (tiny, None, "it is for TPUs"),
+        (tiny, "H100", "it is for TPUs"),
+        (mmrec_7b, "v5p", "a v5p has 67,108,864 bytes for weights and states on the chip"),
+    ],
+)
+def test_a_form_that_a_device_cannot_compute_is_refused(size, device, why):
+    device = device and named_device(device)
+    with pytest.raises(UserError, match=f"model.recurrence = fused is not possible: {why}"):
+        choose_recurrence(config_of(size, "fused"), device)
 
 
 def test_cpus_scan():

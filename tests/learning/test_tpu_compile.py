@@ -24,6 +24,7 @@ pytestmark = [
     [
         (tiny, "v5e:2x2", "scan"),
         (tiny, "v5e:2x2", "parallel"),
+        (tiny, "v5e:2x2", "fused"),
         (small, "v5e:2x4", "scan"),
         (mmrec_7b, "v5p:2x4x4", "scan"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import oracle
-from mmrec_jax.model.over_time import NO_EFFORT
+from mmrec_jax.model.over_time import NO_EFFORT, serial
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, _recurrence, recurrence
 
 MU = 0.1
@@ -39,7 +39,7 @@ def run(case, start, by_hand=True):
     weights = CoreWeights(case["W"], case["b_g"])
     if by_hand:
         return recurrence(inputs, weights, case["h0"], start, MU)[0]
-    return _recurrence.fun(inputs, weights, case["h0"], start, NO_EFFORT, MU, None, "highest")[0]
+    return _recurrence.fun(inputs, weights, case["h0"], start, NO_EFFORT, MU, serial, "highest")[0]
 
 
 def to_jax(case, dtype):
