@@ -93,7 +93,6 @@ def test_flops_are_those_of_the_program(changes):
 def test_memory_is_what_the_compiler_allocates():
     cfg = config(
         model__dim=64,
-        model__num_layers=2,
         train__seq_len=256,
         train__batch_size=8,
         train__accumulate_steps=2,
