@@ -101,15 +101,16 @@ def losses(path):
 
 def test_two_processes_stop_at_the_same_step_and_train_as_one(tmp_path):
     path, of_one = tmp_path / "two", tmp_path / "one"
-    with two_processes(path) as processes:
-        wait_for_step(processes[0], 7)
+    short = {"train.num_steps": 25}
+    with two_processes(path, short) as processes:
+        wait_for_step(processes[0], 5)
         processes[1].send_signal(signal.SIGTERM)
         codes, _ = finish(processes, seconds=30)
     assert codes == [128 + signal.SIGTERM] * 2
-    assert 7 < len(losses(path)) < STEPS
-    with two_processes(path) as processes:
+    assert 5 < len(losses(path)) < 25
+    with two_processes(path, short) as processes:
         assert finish(processes) == ([0, 0], "")
-    train(config_of_one(), of_one)
+    train(config_of_one(**short), of_one)
     np.testing.assert_allclose(losses(path), losses(of_one), rtol=1e-5)
     found = [read_metrics(run, "evaluation")[-1]["loss"] for run in (path, of_one)]
     np.testing.assert_allclose(*found, rtol=1e-5)
