@@ -68,9 +68,9 @@ class ModelConfig(Section):
         one_of("default", "high", "highest"),
     )
     recurrence: str = knob(
-        "How the recurrence is computed: step by step (scan), on TPUs in a single kernel (fused), "
-        "or all intervals of time at once, in sweeps (parallel). auto: what is estimated to take "
-        "the least time.",
+        "How the recurrence is computed: step by step (scan), which on TPUs can be a single kernel "
+        "(fused), or all intervals of time at once, in sweeps (parallel). auto: what is estimated "
+        "to take the least time.",
         "auto",
         one_of("auto", "scan", "fused", "parallel"),
     )

@@ -121,23 +121,22 @@ def choose_recurrence(
     scan is the fastest.
 
     Raises:
-        UserError: the device cannot compute what `model.recurrence` says.
+        UserError: the device is a TPU and cannot compute what `model.recurrence` says.
     """
     wanted = config.model.recurrence
-    possible = possible_recurrences(config, device, mesh) if device else ["scan", "parallel"]
-    if wanted not in ("auto", *possible):
-        why = (
-            f"a {device.name} has {device.on_chip:,} bytes for weights and states on the chip, "
-            f"which is too little for model.dim {config.model.dim}"
-            if device and device.on_chip
-            else "it is for TPUs"
-        )
+    if wanted == "auto" and device is None:
+        return "scan"
+    if wanted == "auto":
+        forms = possible_recurrences(config, device, mesh)
+        return min(forms, key=lambda form: recurrence_time(config, device, form, mesh))
+    is_tpu = device and device.on_chip
+    if is_tpu and wanted not in possible_recurrences(config, device, mesh):
         raise UserError(
-            f"model.recurrence = {wanted} is not possible: {why}; use scan, parallel or auto"
+            f"model.recurrence = {wanted} is not possible: a {device.name} has {device.on_chip:,} "
+            f"bytes for weights and states on the chip, which is too little for model.dim "
+            f"{config.model.dim}; use scan, parallel or auto"
         )
-    if wanted != "auto" or device is None:
-        return "scan" if wanted == "auto" else wanted
-    return min(possible, key=lambda form: recurrence_time(config, device, form, mesh))
+    return wanted
 
 
 def with_recurrence(config: Config, mesh: Mesh) -> Config:

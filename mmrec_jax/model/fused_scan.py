@@ -16,20 +16,29 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from mmrec_jax.model import layout
-from mmrec_jax.model.over_time import NO_EFFORT, Solution, Step, time_major
+from mmrec_jax.model.over_time import NO_EFFORT, Solution, Step, serial, time_major
 
-BLOCKS = (
-    2**24
-)  # bytes of the blocks of steps; each is there twice, because others are copied meanwhile
+# Bytes of the blocks of steps, each of which is there twice: others are copied meanwhile.
+BLOCKS = 2**24
 OTHER = 2**23  # bytes that are left to the compiler
 
 
 def fused_scan(step: Step, weights: Any, first: Array, xs: Any, reverse: bool = False) -> Solution:
-    """One step after the other, on TPUs (a `Solver`); inputs are [batch, T, n]."""
+    """One step after the other (a `Solver`): in the kernel on TPUs, by XLA's scan elsewhere."""
+
+    def by(solve):
+        return lambda weights, first, xs: solve(step, weights, first, xs, reverse)[:2]
+
+    on_each = {"tpu": by(kernel_scan), "default": by(serial)}
+    return Solution(*lax.platform_dependent(weights, first, xs, **on_each), NO_EFFORT)
+
+
+def kernel_scan(step: Step, weights: Any, first: Array, xs: Any, reverse: bool = False) -> Solution:
+    """`fused_scan` on TPUs; inputs are [batch, T, n]."""
 
     def of_own_sequences(first, xs):
         in_time = jax.tree.map(time_major, xs)
-        outputs, last = _fused_scan(step, weights, first, in_time, reverse)
+        outputs, last = _in_kernel(step, weights, first, in_time, reverse)
         return time_major(outputs), last
 
     return Solution(*layout.on_own_sequences(of_own_sequences)(first, xs), NO_EFFORT)
@@ -40,7 +49,7 @@ def bytes_on_chip(weights: int, of_step: int) -> int:
     return weights + max(BLOCKS, 2 * of_step) + OTHER
 
 
-def _fused_scan(step: Step, weights: Any, first: Array, xs: Any, reverse: bool):
+def _in_kernel(step: Step, weights: Any, first: Array, xs: Any, reverse: bool):
     leaves, structure = jax.tree.flatten((weights, first, xs))
     length = len(leaves[-1])
     outputs = jax.ShapeDtypeStruct((length, *first.shape), first.dtype)

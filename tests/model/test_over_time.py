@@ -181,7 +181,7 @@ def test_devices_divide_the_sequences_of_the_kernel():
 
 def check_kernel(case, start):
     cotangent = np.random.default_rng(2).standard_normal(case[0].z.shape).astype(np.float32)
-    solve = functools.partial(fused_scan.fused_scan)  # compiled anew, with other blocks
+    solve = functools.partial(fused_scan.kernel_scan)  # compiled anew, with other blocks
     with pltpu.force_tpu_interpret_mode():
         h, effort = jax.device_get(run(case, start, solve))
         found = jax.device_get(gradients(case, start, cotangent, solve))
@@ -189,6 +189,14 @@ def check_kernel(case, start):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     close(h, run(case, start, serial)[0])
     jax.tree.map(close, found[0], gradients(case, start, cotangent, serial)[0])
+
+
+def test_elsewhere_it_is_the_scan():
+    case, start = random_case(6, dtype=np.float32), random_starts(6)
+    h, _ = run(case, start, fused_scan.fused_scan)
+    np.testing.assert_array_equal(h, run(case, start, serial)[0])
+    text = run.trace(case, start, fused_scan.fused_scan).lower(lowering_platforms=("cuda",))
+    assert "custom_call" not in text.as_text()
 
 
 def test_blocks_of_the_kernel_are_as_large_as_fits():
