@@ -106,10 +106,10 @@ def possible_recurrences(
     config: Config, device: Device, mesh: Mesh | AbstractMesh = ONE_DEVICE
 ) -> list[str]:
     """The forms that a device can compute."""
-    dim = config.model.dim
-    of_step = 5 * 4 * _rows(config, mesh) * dim  # backward: dL/dh and f, two slopes, and d
-    fits = bytes_on_chip(weights=8 * dim**2, of_step=of_step) <= device.on_chip
-    return ["scan", "parallel", *(["fused"] if fits else [])]
+    dim, state = config.model.dim, 4 * _rows(config, mesh) * config.model.dim
+    # A step backward reads dL/dh, f and two slopes, and writes d.
+    needed = bytes_on_chip(weights=8 * dim**2, state=state, of_step=5 * state)
+    return ["scan", "parallel", *(["fused"] if needed <= device.on_chip else [])]
 
 
 def choose_recurrence(
@@ -129,8 +129,9 @@ def choose_recurrence(
     if wanted == "auto":
         forms = possible_recurrences(config, device, mesh)
         return min(forms, key=lambda form: recurrence_time(config, device, form, mesh))
-    is_tpu = device and device.on_chip
-    if is_tpu and wanted not in possible_recurrences(config, device, mesh):
+    if wanted == "fused" and not (device and device.on_chip):
+        return "scan"  # which it is where there are no TPUs
+    if wanted == "fused" and wanted not in possible_recurrences(config, device, mesh):
         raise UserError(
             f"model.recurrence = {wanted} is not possible: a {device.name} has {device.on_chip:,} "
             f"bytes for weights and states on the chip, which is too little for model.dim "

@@ -102,7 +102,7 @@ def print_plan(
 
 
 def _print_step_time(config: Config, device: Device, mesh: AbstractMesh) -> None:
-    """Prints the parts of a step's time, with the recurrence in either form."""
+    """Prints the parts of a step's time, with the recurrence in each form."""
     chosen, rows = choose_recurrence(config, device, mesh), []
     names = {"scan": "by the scan", "parallel": "in parallel", "fused": "in one kernel"}
     for form in possible_recurrences(config, device, mesh):
@@ -110,8 +110,8 @@ def _print_step_time(config: Config, device: Device, mesh: AbstractMesh) -> None
         parts = step_time(dataclasses.replace(config, model=model), device, mesh)
         name = f"{names[form]}{' (chosen)' if form == chosen else ''}"
         rows.append((name, *(f"{seconds:,.3g}" for seconds in (*parts, parts.total))))
-    parts = ("products", "traffic", "recurrence", "bank", "total")
-    print_table((f"seconds, {device.name}", *parts), rows)
+    columns = ("products", "traffic", "recurrence", "bank", "total")
+    print_table((f"seconds, {device.name}", *columns), rows)
     waits = f"{device.wait * 1e6:.2g} microseconds per operation in a loop"
     print(
         f"estimated from {ACHIEVED:.0%} of {device.peak:.3g} FLOP/s in bfloat16,\n"
