@@ -261,15 +261,17 @@ class Block(nnx.Module):
         """
         config = self.config
         p = slice(4 * config.dim, 5 * config.dim)
-        half = config.head_dim // 2
+        half, wide = config.head_dim // 2, param_dtype(config)
 
         def sums(x):
             x = x[..., p].reshape(*x.shape[:-1], config.num_heads, 2, half)
             for_next_and_own = jnp.split(x, [(half + 1) // 2], axis=-1)
-            x = jnp.stack([part.sum(axis=-1) for part in for_next_and_own], axis=-2)
+            x = jnp.stack([part.sum(axis=-1, dtype=wide) for part in for_next_and_own], axis=-2)
             return SALIENCY_GAIN * config.head_dim**0.5 / half * x
 
-        W, b = sums(self.W_fused.kernel[...]), sums(self.W_fused.bias[...])
+        # Devices gather W_fused once, in the compute dtype.
+        W = sums(self.W_fused.kernel[...].astype(u.dtype))
+        b = sums(self.W_fused.bias[...])
         with jax.default_matmul_precision(config.precision):
             evidence = affine(u.astype(W.dtype), W.reshape(len(W), -1), b.reshape(-1))
         return jnp.moveaxis(evidence.reshape(*u.shape[:2], *b.shape), 1, 2)
