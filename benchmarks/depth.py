@@ -5,8 +5,9 @@
 Counted in the traced program of a step on one sequence: the longest chain of matrix products, each
 of which needs the result of the one before. A loop counts as often as it runs; the sweeps are those
 that the trained model takes, per solution. "recurrence" is counted without a bank, and "bank",
-which is chosen chunk by chunk, without the recurrence's steps. Then one recurrence and its gradient
-are compiled for this length: seconds, and temporaries of the compiled program in MB.
+which is chosen chunk by chunk, without the recurrence's steps. Then two programs are compiled for
+this length, one recurrence with its gradient ("alone") and the complete step: seconds, and
+temporaries of the program in MB.
 """
 
 import dataclasses
@@ -107,7 +108,13 @@ def main():
         failed = " (scan)" if metrics.recurrence_scans else ""
         return float(metrics.recurrence_sweeps) / (2 * layers), failed
 
-    def compiled(length, solve):
+    def compiled(fun, *shapes):
+        begin = time.perf_counter()
+        memory = fun.lower(*shapes).compile().memory_analysis()
+        seconds = time.perf_counter() - begin
+        return f"{seconds:.1f}", f"{memory.temp_size_in_bytes / 1e6:,.0f}"
+
+    def compiled_recurrence(length, solve):
         dim = run.config.model.dim
         x = jax.ShapeDtypeStruct((1, length, dim), jnp.float32)
         weights = CoreWeights(
@@ -119,13 +126,12 @@ def main():
         def objective(inputs, weights, h0, start):
             return jnp.sum(recurrence(inputs, weights, h0, start, run.config.model.mu, solve)[0])
 
-        begin = time.perf_counter()
-        lowered = jax.jit(jax.grad(objective, argnums=(0, 1))).lower(
-            CoreInputs(x, x, x), weights, h0, start
-        )
-        memory = lowered.compile().memory_analysis()
-        seconds = time.perf_counter() - begin
-        return f"{seconds:.1f}", f"{memory.temp_size_in_bytes / 1e6:,.1f}"
+        gradient = jax.jit(jax.grad(objective, argnums=(0, 1)))
+        return compiled(gradient, CoreInputs(x, x, x), weights, h0, start)
+
+    def compiled_step(length, recurrence, interval=1):
+        state, step = step_of(length, recurrence, interval)
+        return compiled(step, jax.eval_shape(state), abstract_batch(1, length))
 
     rows = []
     for length in _TOKENS.value:
@@ -137,7 +143,8 @@ def main():
                 "",
                 f"{depth_of(length, 'scan', long_term=0):,}",
                 f"{bank:,}",
-                *compiled(length, serial),
+                *compiled_recurrence(length, serial),
+                *compiled_step(length, "scan"),
             )
         )
         for interval in _INTERVAL.value:
@@ -150,12 +157,23 @@ def main():
                 f"{sweeps:.1f}{failed}",
                 f"{chain:,}",
                 "",
-                *compiled(length, solve),
+                *compiled_recurrence(length, solve),
+                *compiled_step(length, "parallel", interval),
             )
             rows.append(row)
     print(f"{_WORKDIR.value}: {layers} layers, D {run.config.model.dim}")
-    names = ("tokens", "interval", "sweeps", "recurrence", "bank", "compiled in s", "MB")
-    print_table(names, rows, texts=2, title="matrix products that wait for each other")
+    names = (
+        "tokens",
+        "interval",
+        "sweeps",
+        "recurrence",
+        "bank",
+        "alone, s",
+        "MB",
+        "step, s",
+        "MB",
+    )
+    print_table(names, rows, texts=2, title="products that wait, and compiling")
 
 
 if __name__ == "__main__":
