@@ -208,10 +208,13 @@ class Block(nnx.Module):
 
     def project(self, u: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
         """q, k, v, z and e. Of p, only what `evidence` computes is needed."""
-        dim = self.config.dim
-        W, b = self.W_fused.kernel[...].astype(u.dtype), self.W_fused.bias[...].astype(u.dtype)
-        before_p = affine(u, W[:, : 4 * dim], b[: 4 * dim])
-        return [*jnp.split(before_p, 4, axis=-1), affine(u, W[:, 5 * dim :], b[5 * dim :])]
+        before_p, _, after_p = self.around_p(u.dtype)
+        return [*jnp.split(affine(u, *before_p), 4, axis=-1), affine(u, *after_p)]
+
+    def around_p(self, dtype: jnp.dtype) -> zip:
+        """Weights and biases of q, k, v and z, those of p, and those of e."""
+        dim, params = self.config.dim, (self.W_fused.kernel[...], self.W_fused.bias[...])
+        return zip(*(jnp.split(x.astype(dtype), (4 * dim, 5 * dim), axis=-1) for x in params))
 
     def decay(
         self, z: Float[Array, "batch T dim"], k: Float[Array, "batch T dim"]
@@ -260,18 +263,16 @@ class Block(nnx.Module):
         Each is a sum of channels of p, so it takes the sum of their weights and biases.
         """
         config = self.config
-        p = slice(4 * config.dim, 5 * config.dim)
         half, wide = config.head_dim // 2, param_dtype(config)
 
         def sums(x):
-            x = x[..., p].reshape(*x.shape[:-1], config.num_heads, 2, half)
+            x = x.reshape(*x.shape[:-1], config.num_heads, 2, half)
             for_next_and_own = jnp.split(x, [(half + 1) // 2], axis=-1)
             x = jnp.stack([part.sum(axis=-1, dtype=wide) for part in for_next_and_own], axis=-2)
             return SALIENCY_GAIN * config.head_dim**0.5 / half * x
 
-        # Devices gather W_fused once, in the compute dtype.
-        W = sums(self.W_fused.kernel[...].astype(u.dtype))
-        b = sums(self.W_fused.bias[...])
+        _, of_p, _ = self.around_p(u.dtype)
+        W, b = map(sums, of_p)
         with jax.default_matmul_precision(config.precision):
             evidence = affine(u.astype(W.dtype), W.reshape(len(W), -1), b.reshape(-1))
         return jnp.moveaxis(evidence.reshape(*u.shape[:2], *b.shape), 1, 2)
