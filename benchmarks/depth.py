@@ -4,7 +4,7 @@
 
 Counted in the traced program of a step on one sequence: the longest chain of matrix products, each
 of which needs the result of the one before. A loop counts as often as it runs; the sweeps are those
-that the trained model takes, per solution. "recurrence" is counted without a bank, and "bank",
+that the trained model takes, per solution, on the first 32,768 tokens at most. "recurrence" is counted without a bank, and "bank",
 which is chosen chunk by chunk, without the recurrence's steps. Then two programs are compiled for
 this length, one recurrence with its gradient ("alone") and the complete step: seconds, and
 temporaries of the program in MB.
@@ -20,9 +20,11 @@ from mmrec_jax.commands import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _TOKENS = flags.DEFINE_multi_integer(
-    "tokens", [1024, 2048, 8192, 32_768], "Lengths of the sequence."
+    "tokens", [1024, 8192, 32_768, 131_072], "Lengths of the sequence."
 )
 _INTERVAL = flags.DEFINE_multi_integer("interval", [1, 8, 64], "Steps per interval.")
+
+RUN_AT_MOST = 32_768  # tokens, for the memory that a step takes
 
 
 def depth(jaxpr, sweeps: int) -> int:
@@ -148,7 +150,7 @@ def main():
             )
         )
         for interval in _INTERVAL.value:
-            sweeps, failed = sweeps_of(length, interval)
+            sweeps, failed = sweeps_of(min(length, RUN_AT_MOST), interval)
             chain = depth_of(length, "parallel", round(sweeps), interval, long_term=0)
             solve = Shooting(interval, 1e-5, 64)
             row = (
