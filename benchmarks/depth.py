@@ -4,10 +4,10 @@
 
 Counted in the traced program of a step on one sequence: the longest chain of matrix products, each
 of which needs the result of the one before. A loop counts as often as it runs; the sweeps are those
-that the trained model takes, per solution, on the first 32,768 tokens at most. "recurrence" is counted without a bank, and "bank",
-which is chosen chunk by chunk, without the recurrence's steps. Then two programs are compiled for
-this length, one recurrence with its gradient ("alone") and the complete step: seconds, and
-temporaries of the program in MB.
+that the trained model takes, per solution, on 32,768 tokens at most. "recurrence" is counted
+without a bank, and "bank", which is chosen chunk by chunk, without the recurrence's steps. Then two
+programs are compiled for this length, one recurrence with its gradient ("alone") and the complete
+step: seconds, and temporaries of the program in MB.
 """
 
 import dataclasses
@@ -175,7 +175,7 @@ def main():
         "step, s",
         "MB",
     )
-    print_table(names, rows, texts=2, title="products that wait, and compiling")
+    print_table(names, rows, texts=2, wide=True, title="products that wait, and compiling")
 
 
 if __name__ == "__main__":
