@@ -208,13 +208,18 @@ class Block(nnx.Module):
 
     def project(self, u: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
         """q, k, v, z and e. Of p, only what `evidence` computes is needed."""
-        before_p, _, after_p = self.around_p(u.dtype)
-        return [*jnp.split(affine(u, *before_p), 4, axis=-1), affine(u, *after_p)]
+        of_qkvz, _, of_e = self.parts_of_fused(u.dtype)
+        qkvz, e = (affine(u, W, b.astype(u.dtype)) for W, b in (of_qkvz, of_e))
+        return [*jnp.split(qkvz, 4, axis=-1), e]
 
-    def around_p(self, dtype: jnp.dtype) -> zip:
-        """Weights and biases of q, k, v and z, those of p, and those of e."""
-        dim, params = self.config.dim, (self.W_fused.kernel[...], self.W_fused.bias[...])
-        return zip(*(jnp.split(x.astype(dtype), (4 * dim, 5 * dim), axis=-1) for x in params))
+    def parts_of_fused(self, dtype: jnp.dtype) -> list[tuple[Array, Array]]:
+        """Weights, in a dtype, and biases of q, k, v and z, then of p, then of e."""
+        dim, W_fused = self.config.dim, self.W_fused
+        weights, biases = (
+            jnp.split(x, (4 * dim, 5 * dim), axis=-1)
+            for x in (W_fused.kernel[...].astype(dtype), W_fused.bias[...])
+        )
+        return list(zip(weights, biases, strict=True))
 
     def decay(
         self, z: Float[Array, "batch T dim"], k: Float[Array, "batch T dim"]
@@ -271,7 +276,7 @@ class Block(nnx.Module):
             x = jnp.stack([part.sum(axis=-1, dtype=wide) for part in for_next_and_own], axis=-2)
             return SALIENCY_GAIN * config.head_dim**0.5 / half * x
 
-        _, of_p, _ = self.around_p(u.dtype)
+        _, of_p, _ = self.parts_of_fused(u.dtype)
         W, b = map(sums, of_p)
         with jax.default_matmul_precision(config.precision):
             evidence = affine(u.astype(W.dtype), W.reshape(len(W), -1), b.reshape(-1))
