@@ -164,17 +164,8 @@ def main():
             )
             rows.append(row)
     print(f"{_WORKDIR.value}: {layers} layers, D {run.config.model.dim}")
-    names = (
-        "tokens",
-        "interval",
-        "sweeps",
-        "recurrence",
-        "bank",
-        "alone, s",
-        "MB",
-        "step, s",
-        "MB",
-    )
+    names = ("tokens", "interval", "sweeps", "recurrence", "bank")
+    names += ("alone, s", "MB", "step, s", "MB")
     print_table(names, rows, texts=2, wide=True, title="products that wait, and compiling")
 
 

@@ -265,7 +265,8 @@ class Block(nnx.Module):
         keys, the first half of each (i = 0) is for the next token, the other (i = 1) for the token
         itself; elsewhere both are for the token itself.
 
-        Each is a sum of channels of p, so it takes the sum of their weights and biases.
+        Each is a sum of channels of p, so it takes the sum of their weights and biases. The weights
+        are rounded to the compute dtype like all of W_fused, of which devices gather nothing else.
         """
         config = self.config
         half, wide = config.head_dim // 2, param_dtype(config)
