@@ -1,7 +1,9 @@
 """Training steps as the compiler for TPUs compiles them, without TPUs: `make test-tpu-compile`."""
 
 import importlib.util
+import math
 
+import jax
 import pytest
 
 from configs import mmrec_7b, small, tiny
@@ -9,6 +11,7 @@ from mmrec_jax.config import from_mapping
 from mmrec_jax.learning.compiled import collectives, compile_step, topology
 from mmrec_jax.learning.cost import count_memory
 from mmrec_jax.learning.sharding import make_mesh
+from mmrec_jax.model.params import param_shapes
 
 pytestmark = [
     pytest.mark.tpu,
@@ -46,6 +49,10 @@ def test_a_step_compiles_for_a_slice(size, slice_, recurrence):
     found = collectives(compiled.as_text(), rounds)
     assert any(collective.kind == "all-gather" for collective in found)
     assert {collective.loop for collective in found} == {None}
+    if cfg.model.dtype == "bfloat16":  # weights are sent twice in it; the recurrence's in float32
+        gathered = sum(x.bytes * x.times for x in found if x.kind == "all-gather")
+        weights = sum(2 * math.prod(x.shape) for x in jax.tree.leaves(param_shapes(cfg.model)))
+        assert gathered < 2.4 * weights
     memory = compiled.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     assert sum(count_memory(cfg, mesh.abstract_mesh)) > 0.8 * needed  # what is planned is enough
