@@ -9,7 +9,7 @@ products:
                           4 D (C + M) to find the candidates for the bank that say the same
     training, per token   3 times that, except for what has no gradient (the last, and saliency
                           without its loss); also, per layer, 4 D^2 to recompute the gates of the
-                          recurrence, 2 D for each query that the saliency loss examines, and 3
+                          recurrence, 4 D for each query that the saliency loss examines, and 3
                           times the products of UBOO; with model.remat, the forward pass of the
                           layers once more
 
@@ -112,8 +112,8 @@ def count_flops(config: Config) -> Flops:
     if model.long_term and model.saliency_weight:
         length = config.train.seq_len
         queries = length // -(-length // model.saliency_queries)
-        again += 2 * model.dim * queries * layers
-        training += 2 * model.dim * queries * layers
+        again += 4 * model.dim * queries * layers
+        training += 4 * model.dim * queries * layers
     else:
         training -= 16 * model.dim * model.num_heads * layers  # of saliency
     if model.remat:

@@ -18,8 +18,7 @@ model.precision. It takes two waits of an operation, and the longer of the time 
     parallel      5 sweeps of c steps, of T / c times as many rows, which mesh.time divides
 
     consolidation for each layer and micro-batch, forward, and with model.remat once more: for each
-                  chunk, one step of the choice of the bank, and one of its training, which take
-                  60 waits together
+                  chunk, a step of the choice of the bank, which takes 30 waits
 
 The time of a step is the larger of products and traffic, plus recurrence and consolidation, which
 nothing can overlap. What devices send each other is not included.
@@ -42,7 +41,7 @@ ACHIEVED = 0.4
 # less than 5 (docs/scaling.md).
 SWEEPS = 5
 # Operations of a step, and of the consolidation of a chunk, in what XLA makes of them for TPUs.
-STEP_OPERATIONS, CONSOLIDATION_OPERATIONS = 2, 60
+STEP_OPERATIONS, CONSOLIDATION_OPERATIONS = 2, 30
 # From what the compiler makes of the kernel for TPU v5e (docs/time.md).
 FUSED_WAIT, FUSED_ROWS = 1e-7, 45
 

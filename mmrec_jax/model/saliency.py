@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
-from mmrec_jax.model.bank import Saliency, forecast, log_age, rotate_back
+from mmrec_jax.model.bank import Saliency, forecast, log_age
 from mmrec_jax.model.layout import on_own_sequences
 from mmrec_jax.model.memory import Segments
 from mmrec_jax.model.ops import similarity
@@ -68,6 +68,10 @@ def saliency_loss(
     return (loss.sum() + tangent.s + tangent.fading) / jnp.maximum(count.sum(), 1)
 
 
+# As many queries, of some chunks, are examined at once: fewer take longer, more need more memory.
+AT_ONCE = 64
+
+
 class _Examined(NamedTuple):
     """Which chunks, and which queries of each."""
 
@@ -77,39 +81,49 @@ class _Examined(NamedTuple):
 
 def _sums(config: ModelConfig, examined: _Examined, s, q, k, window_logsumexp, segment, scored):
     """Losses and counts of each sequence, and the slopes d loss / d saliency of each token."""
-    chunk_len, short_term = config.chunk_len, config.short_term
+    chunk_len, reach = config.chunk_len, config.seen_tokens
     heads, time = q.shape[1:3]
-    q = rotate(q, short_term + np.arange(time) % chunk_len)
-    token = jnp.arange(time)
+    token = np.arange(time)
+    # As in the bank: a key is read where it stands, or `reach` before the chunk if that is nearer.
+    q_near, k_near = rotate(q, token), rotate(k, token)
+    q_far = rotate(q, reach + token % chunk_len)
 
-    def look(sums, chunk):
+    def look(sums, chunks):
         loss, count, slopes = sums
-        begin = chunk * chunk_len
-        positions = begin + examined.queries
-        distance = begin - token
-        logits = similarity(
-            q[:, :, positions], rotate_back(k, jnp.maximum(distance, 0), config)
-        ).astype(window_logsumexp.dtype)
-        older = (distance > short_term) & (segment[:, positions, None] == segment[:, None])
+        begin = chunk_len * chunks
+        positions = (begin[:, None] + examined.queries).reshape(-1)
+
+        def by_chunk(x, axis):  # of all queries
+            return x.reshape(*x.shape[:axis], len(chunks), -1, *x.shape[axis + 1 :])
+
+        distance = begin[:, None] - token
+        older = by_chunk(segment[:, positions, None] == segment[:, None], axis=1)
+        older &= (distance > config.short_term)[:, None]
+        near = by_chunk(similarity(q_near[:, :, positions], k_near), axis=2)
+        far = by_chunk(similarity(q_far[:, :, positions], k), axis=2)
+        logits = jnp.where(distance[:, None] <= reach, near, far).astype(window_logsumexp.dtype)
         logits = jnp.where(older[:, None], logits, -jnp.inf)
         normalizer = jnp.logaddexp(
-            window_logsumexp[:, :, positions], jax.nn.logsumexp(logits, axis=-1)
+            by_chunk(window_logsumexp[:, :, positions], axis=2), jax.nn.logsumexp(logits, axis=-1)
         )
-        counting = scored[:, None, positions, None]
-        use = jnp.where(counting, jnp.exp(logits - normalizer[..., None]), 0).max(axis=2)
-        expected = forecast(s, distance, config)
-        seen = older.any(axis=1)[:, None]
+        counting = by_chunk(scored[:, positions], axis=1)[:, None, ..., None]
+        use = jnp.where(counting, jnp.exp(logits - normalizer[..., None]), 0).max(axis=3)
+        of_tokens = jax.tree.map(lambda x: x[:, :, None], s)
+        expected = forecast(of_tokens, distance, config)
+        seen = older.any(axis=2)[:, None]
         slope = jnp.where(seen, jax.nn.sigmoid(expected) - use, 0)  # d loss / d forecast
         losses = jnp.where(seen, optax.sigmoid_binary_cross_entropy(expected, use), 0)
-        slopes = Saliency(
-            slopes.s + slope, slopes.fading - slope * log_age(distance, config, slope.dtype)
-        )
+        fading = slope * log_age(distance, config, slope.dtype)
+        slopes = Saliency(slopes.s + slope.sum(axis=2), slopes.fading - fading.sum(axis=2))
         return (
-            loss + jnp.sum(losses, axis=(1, 2)),
-            count + heads * jnp.sum(seen, axis=(1, 2), dtype=count.dtype),
+            loss + jnp.sum(losses, axis=(1, 2, 3)),
+            count + heads * jnp.sum(seen, axis=(1, 2, 3), dtype=count.dtype),
             slopes,
         ), None
 
     zeros = jnp.zeros(len(q), window_logsumexp.dtype)
     first = zeros, jnp.zeros(len(q), jnp.int32), jax.tree.map(jnp.zeros_like, s)
-    return lax.scan(look, first, examined.chunks)[0]
+    size = min(max(1, AT_ONCE // len(examined.queries)), len(examined.chunks))
+    # The last group is filled up with the first chunk: no token is older.
+    chunks = jnp.pad(examined.chunks, (0, -len(examined.chunks) % size)).reshape(-1, size)
+    return lax.scan(look, first, chunks)[0]
