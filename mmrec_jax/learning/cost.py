@@ -108,16 +108,14 @@ def count_flops(config: Config) -> Flops:
     once = sum(forward.values())
 
     training = 3 * (once + of_uboo) - 2 * forward[_CHOOSING] + 4 * model.dim**2 * layers
-    again = of_uboo
     if model.long_term and model.saliency_weight:
         length = config.train.seq_len
         queries = length // -(-length // model.saliency_queries)
-        again += 4 * model.dim * queries * layers
         training += 4 * model.dim * queries * layers
     else:
         training -= 16 * model.dim * model.num_heads * layers  # of saliency
     if model.remat:
-        training += once - forward[_EMBEDDING] + again
+        training += once - forward[_EMBEDDING] - forward[_CHOOSING] + of_uboo
         training -= 8 * model.dim**2 * layers  # the last product, by W_2, is not needed again
     return Flops(dict(forward), training)
 

@@ -17,8 +17,8 @@ model.precision. It takes two waits of an operation, and the longer of the time 
                   waits; but a TPU multiplies fewer than 45 rows no faster than 45
     parallel      5 sweeps of c steps, of T / c times as many rows, which mesh.time divides
 
-    consolidation for each layer and micro-batch, forward, and with model.remat once more: for each
-                  chunk, a step of the choice of the bank, which takes 30 waits
+    consolidation for each layer and micro-batch, and each chunk: a step of the choice of the bank,
+                  which takes 30 waits
 
 The time of a step is the larger of products and traffic, plus recurrence and consolidation, which
 nothing can overlap. What devices send each other is not included.
@@ -78,7 +78,7 @@ def step_time(config: Config, device: Device, mesh: AbstractMesh = ONE_DEVICE) -
         products=flops / (ACHIEVED * rate),
         traffic=bytes_moved / device.bandwidth,
         recurrence=passes * layers * recurrence_time(config, device, form, mesh),
-        consolidation=(passes - 1) * layers * chunks * CONSOLIDATION_OPERATIONS * device.wait,
+        consolidation=layers * chunks * CONSOLIDATION_OPERATIONS * device.wait,
     )
 
 

@@ -13,7 +13,7 @@ from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import layout
 from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, param_dtype
-from mmrec_jax.model.memory import MemoryState, Place, Segments
+from mmrec_jax.model.memory import FOUND, MemoryState, Place, Segments
 from mmrec_jax.model.over_time import NO_EFFORT, Effort
 
 NO_DOCUMENT = -1  # the document of an empty state
@@ -192,13 +192,14 @@ def _read_block(block: Block, *args):
 
 
 def _recomputing(function, everything: bool):
-    """A function that is computed once more in the backward pass, completely or in part.
+    """A function that is computed once more in the backward pass, except for FOUND, or in part.
 
     At least the weights that it gathers are gathered again, so that those of one block at a time
     are whole.
     """
     if everything:
-        return jax.checkpoint(function)
+        policy = jax.checkpoint_policies.save_only_these_names(FOUND)
+        return jax.checkpoint(function, policy=policy)
     if layout.is_gathering():
         return jax.checkpoint(function, policy=_is_of_tokens)
     return function

@@ -36,6 +36,10 @@ from mmrec_jax.model.bank import (
 from mmrec_jax.model.ops import attend, similarity
 from mmrec_jax.model.rotary import rotary, turn
 
+# What a loop over chunks has found, by which name model.remat keeps it: it takes long to find, and
+# little room.
+FOUND = "found chunk by chunk"
+
 
 class MemoryState(NamedTuple):
     """A layer's short- and long-term memory. Empty slots have saliency -inf.

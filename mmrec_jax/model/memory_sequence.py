@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mmrec_jax.config import ModelConfig
@@ -25,7 +26,7 @@ from mmrec_jax.model.bank import (
     rotate_back,
     select,
 )
-from mmrec_jax.model.memory import MemoryState, Read, Segments, followed_by_room
+from mmrec_jax.model.memory import FOUND, MemoryState, Read, Segments, followed_by_room
 from mmrec_jax.model.ops import attend, similarity
 from mmrec_jax.model.rotary import rotate
 
@@ -182,7 +183,8 @@ def _long_term(q, segment, near: Tokens, long: Tokens, config: ModelConfig):
     )
     pool_segment = jnp.concatenate([long.segment, near.segment], axis=1)
     choose = layout.on_own_sequences(functools.partial(select_salient, config))
-    index, bank_s = choose(s, position, pool_segment, directions(k, v), last_segment)
+    chosen = choose(s, position, pool_segment, directions(k, v), last_segment)
+    index, bank_s = checkpoint_name(chosen, FOUND)
 
     def gather(x, index):  # [.., P, K] and [.., n, M] -> [.., n, M, K], or without K
         flat = index.reshape(batch, heads, -1, *(1,) * (x.ndim - 3))

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model.bank import Saliency, forecast, log_age
 from mmrec_jax.model.layout import on_own_sequences
-from mmrec_jax.model.memory import Segments
+from mmrec_jax.model.memory import FOUND, Segments
 from mmrec_jax.model.ops import similarity
 from mmrec_jax.model.rotary import rotate
 
@@ -62,7 +63,8 @@ def saliency_loss(
     scored = jnp.ones(segments.tokens.shape, bool) if scored is None else scored
     frozen = lax.stop_gradient((s, q, k, window_logsumexp))
     sums = on_own_sequences(functools.partial(_sums, config, examined))
-    loss, count, slopes = sums(*frozen, segments.tokens, scored)
+    found = sums(*frozen, segments.tokens, scored)
+    loss, count, slopes = checkpoint_name(found, FOUND)
     # A sum that is zero and has these slopes: the gradient, without another pass over the chunks.
     tangent = jax.tree.map(lambda x, at, slope: jnp.sum(slope * (x - at)), s, frozen[0], slopes)
     return (loss.sum() + tangent.s + tangent.fading) / jnp.maximum(count.sum(), 1)
