@@ -110,6 +110,7 @@ def _dry_run(configs: list[Config]) -> None:
     from mmrec_jax.report.plan import print_compiled, print_plan, print_plans
     from mmrec_jax.training.ladder import is_ladder
 
+    jax.config.update("jax_enable_compilation_cache", False)  # the time to compile is shown
     count, devices = _DEVICES.value, None
     if _TOPOLOGY.value:
         from mmrec_jax.learning.compiled import topology

@@ -93,4 +93,4 @@ def _bundles_of_loops(dumped: set[Path]) -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, cached=False)

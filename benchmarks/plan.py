@@ -73,4 +73,4 @@ def _flops(compiled) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, cached=False)

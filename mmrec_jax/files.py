@@ -1,4 +1,4 @@
-"""Files and folders that are written completely or not at all, even if the machine crashes."""
+"""The place of the cache; files and folders that are written completely or not at all."""
 
 import contextlib
 import os
@@ -7,6 +7,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+
+def cache_root() -> Path:
+    """The folder of the cache."""
+    if folder := os.environ.get("MMREC_CACHE_DIR"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrec_jax"
 
 
 @contextlib.contextmanager

@@ -43,8 +43,6 @@ STEPS_PER_ROUND, TOKENS_PER_ROUND = 5, 100  # in the measurement of speed
 
 
 def main():
-    import jax
-
     from benchmarks.peers import models, speed, tables
     from benchmarks.peers.runs import train_model
     from mmrec_jax.data.batches import training_batches
@@ -60,8 +58,6 @@ def main():
     tables.print_sizes(rows)
 
     folder = Path(_WORKDIR.value)
-    # What one run compiles is used by later ones, and after an interruption.
-    jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
     trained = [train_model(row, folder, rates, _SEEDS.value, _SPLIT.value) for row in rows]
     batches = training_batches(load_dataset(config).train, config)
     positions = (_NEAR.value, _FAR.value)

@@ -10,20 +10,27 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from mmrec_jax.commands import process
+from mmrec_jax.commands.compiled_programs import keep_compiled
 from mmrec_jax.errors import UserError, nearest
 
 
-def run(main: Callable[[], None], required: Sequence[str] = ()) -> None:
+def run(main: Callable[[], None], required: Sequence[str] = (), cached: bool = True) -> None:
     """Parses the flags, runs `main`, and exits.
 
     A `UserError`, or an error that absl or ml_collections raises for bad flags, becomes one line on
     standard error and exit code 1; Ctrl-C becomes one line and exit code 130.
+
+    Args:
+        main: the command.
+        required: names of the flags that must be given.
+        cached: whether programs are kept for later commands, and taken from earlier ones; not for a
+            command that shows what it takes to compile them.
     """
     process.keep_freed_memory()
     logging.set_verbosity(logging.WARNING)  # below that, libraries log their internals
     sys.unraisablehook = lambda _: None  # silences Orbax's event loops after a failed save
     try:
-        app.run(_checked(main, required), flags_parser=_parse)
+        app.run(_checked(main, required, cached), flags_parser=_parse)
     except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -46,9 +53,11 @@ def fail(message: str, exit_code: int = 1) -> None:
     os._exit(exit_code)
 
 
-def _checked(main, required):
+def _checked(main, required, cached):
     def checked(_):
         require(*required)
+        if cached:
+            keep_compiled()
         main()
 
     return checked

@@ -9,8 +9,9 @@ from ml_collections import config_flags
 from mmrec_jax.commands import cli
 from mmrec_jax.config import from_mapping
 from mmrec_jax.data.prepare import prepare
-from mmrec_jax.data.token_cache import Prepared, cache_root
+from mmrec_jax.data.token_cache import Prepared
 from mmrec_jax.errors import UserError
+from mmrec_jax.files import cache_root
 from mmrec_jax.tables import print_table
 
 

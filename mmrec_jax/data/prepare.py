@@ -35,7 +35,6 @@ from mmrec_jax.data.token_cache import (
     VERSION,
     Damaged,
     Prepared,
-    cache_root,
     open_prepared,
     text_digest,
 )
@@ -48,7 +47,7 @@ from mmrec_jax.data.tokenizers import (
     load_tokenizer,
 )
 from mmrec_jax.errors import UserError
-from mmrec_jax.files import new_folder, write_text
+from mmrec_jax.files import cache_root, new_folder, write_text
 
 BPE_CHARACTERS = 50_000_000  # most characters to learn merges from, spread over the training split
 

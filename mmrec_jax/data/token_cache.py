@@ -38,13 +38,6 @@ class Damaged(Exception):
     """Token files are missing, unreadable, or differ from what was written."""
 
 
-def cache_root() -> Path:
-    """The folder of the cache."""
-    if folder := os.environ.get("MMREC_CACHE_DIR"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmrec_jax"
-
-
 def open_prepared(folder: Path, check: bool = False) -> Prepared:
     """Opens token files.
 
