@@ -25,6 +25,7 @@ from helpers import (
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.data.windows import Batch
 from mmrec_jax.learning.step import training_loss
+from mmrec_jax.model import saliency
 from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.lm import MMRec
@@ -291,12 +292,14 @@ def brute_force_saliency_loss(config, s, q, k, window_logsumexp, segments, queri
     ("max_queries", "chunk_stride", "stride"), [(256, 1, 1), (20, 1, 2), (4, 3, 4)]
 )
 def test_saliency_loss_equals_brute_force_over_the_examined_queries(
-    max_queries, chunk_stride, stride
+    monkeypatch, max_queries, chunk_stride, stride
 ):
     """All queries, half of those of each chunk, and one query of every third chunk.
 
-    What is used for predictions that do not count is not used.
+    What is used for predictions that do not count is not used. The last of the groups of chunks
+    that are examined together is not full.
     """
+    monkeypatch.setattr(saliency, "AT_ONCE", 16)
     batch, heads, width, time, chunk_len = 1, 2, 4, 40, 4
     config = small_config(dim=8, chunk_len=chunk_len, saliency_queries=max_queries)
     rng = np.random.default_rng(0)
@@ -323,7 +326,8 @@ def test_saliency_loss_equals_brute_force_over_the_examined_queries(
     assert len(found) > 1 or stride == 1
 
 
-def test_gradient_of_the_saliency_loss_equals_finite_differences():
+def test_gradient_of_the_saliency_loss_equals_finite_differences(monkeypatch):
+    monkeypatch.setattr(saliency, "AT_ONCE", 16)
     batch, heads, width, time = 2, 2, 4, 24
     config, rng = small_config(dim=8), np.random.default_rng(0)
     with jax.enable_x64(True):
