@@ -16,7 +16,7 @@ VARIANTS = {
     "no_shifted_keys": {"model.shifted_keys": False},
     "all_in_sight": {"model.short_term": 128},  # nothing leaves short-term memory in training
     "pairs_4": {"data.recall_pairs": 4},
-    "pairs_16": {"data.recall_pairs": 16, "model.long_term": 64, "train.seq_len": 192},
+    "pairs_16": {"data.recall_pairs": 16, "model.long_term": 64, "train.seq_len": 256},
     "pairs_32": {"data.recall_pairs": 32, "model.long_term": 128, "train.seq_len": 256},
 }
 
