@@ -9,6 +9,7 @@ ends with a checksum, appears complete or not at all, and is deleted when it is 
 go when there are too many.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -76,7 +77,11 @@ class Programs:
 
 def forget_oldest(folder: Path, largest: int) -> None:
     """Deletes the files that were not used for the longest time, down to so many bytes in total."""
-    files = [(path, path.stat()) for path in folder.glob("*/*")]
+    files = []
+    for path in folder.glob("*/*"):
+        with contextlib.suppress(OSError):  # another process may have renamed or deleted it
+            if path.is_file():
+                files.append((path, path.stat()))
     total = sum(stat.st_size for _, stat in files)
     for path, stat in sorted(files, key=lambda x: x[1].st_mtime):
         if total <= largest:

@@ -25,6 +25,9 @@ from mmrec_jax.model.memory import FOUND, Segments
 from mmrec_jax.model.ops import similarity
 from mmrec_jax.model.rotary import rotate
 
+# As many queries, of some chunks, are examined at once: fewer take longer, more need more memory.
+AT_ONCE = 64
+
 
 def saliency_loss(
     config: ModelConfig,
@@ -68,10 +71,6 @@ def saliency_loss(
     # A sum that is zero and has these slopes: the gradient, without another pass over the chunks.
     tangent = jax.tree.map(lambda x, at, slope: jnp.sum(slope * (x - at)), s, frozen[0], slopes)
     return (loss.sum() + tangent.s + tangent.fading) / jnp.maximum(count.sum(), 1)
-
-
-# As many queries, of some chunks, are examined at once: fewer take longer, more need more memory.
-AT_ONCE = 64
 
 
 class _Examined(NamedTuple):
