@@ -1,6 +1,7 @@
 """Loss, perplexity, accuracy and bits per byte of a model on a text."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -20,7 +21,7 @@ from mmrec_jax.learning.breakdown import Breakdown
 from mmrec_jax.learning.distance import Follower
 from mmrec_jax.learning.step import begin
 from mmrec_jax.model.interface import ModelFunctions, mmrec
-from mmrec_jax.model.layout import everywhere
+from mmrec_jax.model.layout import by_sequence, everywhere
 from mmrec_jax.model.params import Params
 
 
@@ -71,10 +72,11 @@ def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+@functools.cache
 def make_eval_step(
     config: ModelConfig, model: ModelFunctions | None = None
 ) -> Callable[[Params, Batch, Any], tuple[EvalTokens, Any]]:
-    """The jitted evaluation of one batch, without dropout. It carries memory if it is given one.
+    """The jitted evaluation of one batch, without dropout: what it finds, and the memory after it.
 
     `model` is MM-Rec unless another language model is given.
     """
@@ -86,9 +88,18 @@ def make_eval_step(
         losses = optax.softmax_cross_entropy_with_integer_labels(output.logits, batch.targets)
         correct = jnp.argmax(output.logits, axis=-1) == batch.targets
         tokens = everywhere(EvalTokens(losses * batch.weights, correct * batch.weights))
-        return tokens, None if memory is None else output.state
+        return tokens, by_sequence(output.state)
 
     return jax.jit(step)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def empty_memory(model: ModelFunctions, batch: int) -> Any:
+    """The empty state of `batch` sequences, placed as an evaluation step returns it.
+
+    Otherwise the step would be compiled twice.
+    """
+    return by_sequence(model.init_state(batch))
 
 
 def evaluate(
@@ -106,7 +117,8 @@ def evaluate(
         eval_step: the result of `make_eval_step`.
         params, config: those of the run.
         text: a split, read in `eval_batch_size` lanes, or windows, read in order.
-        carry_memory: whether a window starts with the memory of the previous one in its lane.
+        carry_memory: whether a window starts with the memory of the previous one in its lane, not
+            with an empty one.
         distances: whether the result breaks the loss down by distance too (`distance.Places`).
         model: that of `eval_step`; None: MM-Rec.
 
@@ -121,9 +133,10 @@ def evaluate(
     def steps():
         memory = None
         for batch in text:
-            if carry_memory and memory is None:
-                memory = model.init_state(len(batch.tokens))
-            tokens, memory = eval_step(params, batch, memory)
+            if memory is None:
+                memory = empty_memory(model, len(batch.tokens))
+            tokens, after = eval_step(params, batch, memory)
+            memory = after if carry_memory else memory
             yield tokens, batch
 
     follower, breakdown, correct = Follower(distances), Breakdown(), 0.0

@@ -1,5 +1,6 @@
 """What training and evaluation need of a language model: three pure functions."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class ModelFunctions(NamedTuple):
     counts_effort: bool = False
 
 
+@functools.cache  # so that what is compiled for a model is found again
 def mmrec(config: ModelConfig) -> ModelFunctions:
     """MM-Rec of this shape."""
 

@@ -14,10 +14,16 @@ from mmrec_jax.data.batches import Batch, SplitWindows, TextWindows
 from mmrec_jax.data.sources.text_files import stream_text
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.breakdown import DRAWS, FEWEST, Breakdown
-from mmrec_jax.learning.evaluate import EvalResult, evaluate, make_eval_step, state_bytes
+from mmrec_jax.learning.evaluate import (
+    EvalResult,
+    empty_memory,
+    evaluate,
+    make_eval_step,
+    state_bytes,
+)
 from mmrec_jax.learning.sharding import evaluation_mesh
 from mmrec_jax.learning.step_time import with_recurrence
-from mmrec_jax.model.lm import init_state
+from mmrec_jax.model.interface import mmrec
 from mmrec_jax.model.params import Params
 from mmrec_jax.report.drawing import draw
 from mmrec_jax.report.plots import plot_distances, plot_positions
@@ -58,8 +64,8 @@ class Subject(NamedTuple):
         shape = text.batch_size, self.run.config.train.seq_len
         tokens, ones = np.zeros(shape, np.int32), np.ones(shape, np.float32)
         batch = Batch(tokens, tokens, tokens, ones, np.ones(text.batch_size, bool))
-        memory = init_state(self.run.config.model, text.batch_size) if carry_memory else None
         with jax.set_mesh(self.mesh):
+            memory = empty_memory(mmrec(self.run.config.model), text.batch_size)
             jax.block_until_ready(eval_step(self.params, batch, memory))
             return evaluate(eval_step, self.params, text, self.run.config, carry_memory, True)
 
