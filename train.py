@@ -130,4 +130,4 @@ def _dry_run(configs: list[Config]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, keeps_memory=True)

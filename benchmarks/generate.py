@@ -40,7 +40,8 @@ def main():
     def write(session):
         start = time.perf_counter()
         for _, after in generator.write(session, _TOKENS.value, Sampling()):
-            session = after
+            pass
+        session = after()
         jax.block_until_ready(session)
         return (time.perf_counter() - start) / _TOKENS.value
 

@@ -146,4 +146,4 @@ def print_curves(curves: dict[str, Curve]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, keeps_memory=True)

@@ -94,4 +94,4 @@ def _random_batches(vocab_size: int, train, count: int):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, keeps_memory=True)

@@ -92,4 +92,4 @@ def print_summary(results: dict) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, keeps_memory=True)

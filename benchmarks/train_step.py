@@ -132,4 +132,4 @@ def _print_profile(run, steps: int, most: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, keeps_memory=True)

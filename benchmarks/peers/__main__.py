@@ -108,4 +108,4 @@ def _config():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, keeps_memory=True)

@@ -13,7 +13,8 @@ def keep_freed_memory() -> None:
 
     XLA allocates its temporaries again in every step. If they were returned to the kernel in
     between, each of their pages would cost one page fault per step (benchmarks/train_step.py counts
-    them; the environment variable MMREC_GIVE_MEMORY_BACK=1 leaves the allocator unchanged). This
+    them; the environment variable MMREC_GIVE_MEMORY_BACK=1 leaves the allocator unchanged). For
+    that, all threads have to share one heap, so the compiler's threads wait for each other. This
     does nothing with other C libraries.
     """
     if os.environ.get("MMREC_GIVE_MEMORY_BACK") or not sys.platform.startswith("linux"):

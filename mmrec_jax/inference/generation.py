@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ from mmrec_jax.model.params import Params, model_graph
 from mmrec_jax.model.streaming import extend
 
 READ_AT_ONCE = 256  # tokens of a prompt, or one chunk if that is longer; bounds memory use
+WRITE_AT_ONCE = 32  # tokens of a group at most
+GROUP_SECONDS = 0.1  # after which a reader would notice that tokens come in groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +75,25 @@ class Generator:
             last = jnp.where(lengths[:, None] > 0, last, session.logits)
             return logits, Session(state, last, session.drawn, session.read + lengths)
 
-        @functools.partial(jax.jit, static_argnames=("top_k", "top_p"))
-        def advance(params, session, temperature, seed, top_k, top_p):
-            key = jax.random.fold_in(jax.random.key(seed), session.drawn)
-            logits = session.logits[:, text_ids.start : text_ids.stop]
-            tokens = text_ids.start + draw(logits, key, jnp.float32(temperature), top_k, top_p)
-            documents = jnp.maximum(session.state.document, 0)
-            output = nnx.merge(graph, params).step(tokens, documents, session.state)
-            session = Session(output.state, output.logits, session.drawn + 1, session.read + 1)
+        @jax.jit
+        def advance(params, session, known, num_known, count, sampling, seed):
+            model, key = nnx.merge(graph, params), jax.random.key(seed)
+
+            def drawn(session):
+                logits = session.logits[:, text_ids.start : text_ids.stop]
+                of_token = jax.random.fold_in(key, session.drawn)
+                return text_ids.start + draw(logits, of_token, *sampling)
+
+            def step(carry):
+                i, session, tokens = carry
+                of_text = jax.lax.cond(i < num_known, lambda _: tokens[i], drawn, session)
+                documents = jnp.maximum(session.state.document, 0)
+                state, logits = model.step(of_text, documents, session.state)[1::-1]
+                session = Session(state, logits, session.drawn + (i >= num_known), session.read + 1)
+                return i + 1, session, tokens.at[i].set(of_text)
+
+            start = jnp.zeros((), jnp.int32), session, known
+            _, session, tokens = jax.lax.while_loop(lambda carry: carry[0] < count, step, start)
             return tokens, session
 
         self._read, self._advance = read, advance
@@ -92,6 +106,10 @@ class Generator:
 
     def read(self, session: Session, texts: Sequence[np.ndarray]) -> Session:
         """The session after reading more tokens: one int32 array per text, of any length."""
+        lengths = set(map(len, texts))
+        if len(lengths) == 1 and max(lengths) <= WRITE_AT_ONCE:
+            # By the program that writes, so that none has to be compiled for reading.
+            return self._step(session, np.stack(texts, axis=1), max(lengths), Sampling())[1]
         for _, after in self._pieces(session, texts):
             session = after
         return session
@@ -117,48 +135,92 @@ class Generator:
 
     def write(
         self, session: Session, max_tokens: int, sampling: Sampling
-    ) -> Iterator[tuple[np.ndarray, Session]]:
+    ) -> Iterator[tuple[np.ndarray, Callable[[], Session]]]:
         """Draws `max_tokens` tokens per text, one after another.
 
+        They are computed in groups: first one token, then as many as take GROUP_SECONDS.
+
         Yields:
-            Tokens, int32 [batch], and the session after reading them.
+            Tokens, int32 [batch], and a function that gives the session after reading them.
 
         Raises:
             UserError: a text has no token yet.
         """
         if not np.all(session.read):
             raise UserError("the prompt is empty; give at least one token")
-        # The next token is computed while the caller uses this one.
-        steps = itertools.chain(self._steps(session, max_tokens, sampling), [None])
-        for (tokens, after), _ in itertools.pairwise(steps):
-            yield np.asarray(tokens), after
+        # The next group is computed while the caller uses this one.
+        groups = itertools.chain(self._groups(session, max_tokens, sampling), [None])
+        for (before, count, tokens, after), _ in itertools.pairwise(groups):
+            tokens = np.asarray(tokens)
+            for i in range(1, count):
+                yield tokens[i - 1], functools.partial(self._after, before, i, sampling)
+            yield tokens[count - 1], functools.partial(_same, after)
 
-    def _steps(self, session, max_tokens, sampling):
-        for _ in range(max_tokens):
-            tokens, session = self._advance(self.params, session, **dataclasses.asdict(sampling))
-            yield tokens, session
+    def _groups(self, session, max_tokens, sampling):
+        size, left = 1, max_tokens
+        while left:
+            count, begin = min(size, left), time.perf_counter()
+            tokens, after = self._step(session, None, count, sampling)
+            yield session, count, tokens, after
+            session, left = after, left - count
+            fast = time.perf_counter() - begin < GROUP_SECONDS
+            size = min(2 * size, WRITE_AT_ONCE) if fast else max(size // 2, 1)
+
+    def _after(self, session, count, sampling):
+        return self._step(session, None, count, sampling)[1]
+
+    def _step(self, session, known, count, sampling):
+        """`count` more tokens per text, [WRITE_AT_ONCE, batch], known or drawn; and the session."""
+        tokens = np.zeros((WRITE_AT_ONCE, len(session.read)), np.int32)
+        if known is not None:
+            tokens[:count] = known
+        num_known = 0 if known is None else count
+        how = np.float32(sampling.temperature), sampling.top_k, np.float32(sampling.top_p)
+        return self._advance(self.params, session, tokens, num_known, count, how, sampling.seed)
+
+
+def _same(session: Session) -> Session:
+    return session
 
 
 def draw(
     logits: Float[Array, "batch vocab"],
     key: PRNGKeyArray,
-    temperature: Float[Array, ""],
-    top_k: int,
-    top_p: float,
+    temperature: Float[Array, ""] | float,
+    top_k: Int[Array, ""] | int,
+    top_p: Float[Array, ""] | float,
 ) -> Int[Array, "batch"]:
-    """Draws one token per text; see `Sampling`. Nucleus sampling (top_p): Holtzman et al., 2020."""
+    """Draws one token per text; see `Sampling`.
+
+    It is the first token at which the sum of the probabilities exceeds a random number.
+    """
     logits = logits.astype(jnp.float32)
-    scaled = logits / jnp.maximum(temperature, 1e-6)
-    if 0 < top_k < logits.shape[-1]:
-        least = jax.lax.top_k(scaled, top_k)[0][:, -1:]
-        scaled = jnp.where(scaled >= least, scaled, -jnp.inf)
-    if top_p < 1:
-        ordered = jnp.sort(jax.nn.softmax(scaled), axis=-1, descending=True)
-        before = jnp.cumsum(ordered, axis=-1) - ordered  # total probability of all likelier tokens
-        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        scaled = jnp.where(jax.nn.softmax(scaled) >= least, scaled, -jnp.inf)
-    drawn = jax.random.categorical(key, scaled)
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+    def most_likely():
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def random():
+        scaled = logits / jnp.maximum(temperature, 1e-6)
+        few = (top_k > 0) | (top_p < 1)
+        left = jax.lax.cond(few, lambda: _likeliest(scaled, top_k, top_p), lambda: scaled)
+        total = jnp.cumsum(jax.nn.softmax(left), axis=-1)
+        point = jax.random.uniform(key, (len(logits), 1)) * total[:, -1:]
+        return jnp.sum(total <= point, axis=-1, dtype=jnp.int32)
+
+    return jax.lax.cond(temperature > 0, random, most_likely)
+
+
+def _likeliest(logits, top_k, top_p):
+    """Logits, except those that `Sampling` leaves out. Top-p: Holtzman et al., 2020."""
+    vocab = logits.shape[-1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    last = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab) - 1
+    kept = ordered >= ordered[:, last, None]
+    shares = jax.nn.softmax(ordered, where=kept)
+    before = jnp.cumsum(shares, axis=-1) - shares  # total probability of all likelier tokens
+    kept &= (before < top_p) | (top_p >= 1)
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def until_stop(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from mmrec_jax.data.batches import TextWindows
 from mmrec_jax.data.tokenizers import document_tokens
 from mmrec_jax.errors import UserError
-from mmrec_jax.inference.generation import Generator, Sampling, until_stop
+from mmrec_jax.inference.generation import Generator, Sampling, Session, until_stop
 from mmrec_jax.inference.inspection import Inside, look_inside
 from mmrec_jax.inference.sessions import fingerprint, load_session, save_session
 from mmrec_jax.learning.breakdown import Bucket
@@ -166,21 +166,25 @@ class Conversation:
 
     def __init__(self, lm: LanguageModel, path: str | Path | None = None):
         self._lm = lm
-        self._session = lm.generator.start()
+        session = lm.generator.start()
         if path is not None:
-            self._session = load_session(Path(path), self._session, lm.fingerprint())
+            session = load_session(Path(path), session, lm.fingerprint())
+        self._set(session)
+
+    def _set(self, session: Session) -> None:
+        self._now = lambda: session  # what gives the session now
 
     @property
     def tokens_read(self) -> int:
         """Tokens of the text so far, including generated ones."""
-        return int(self._session.read[0])
+        return int(self._now().read[0])
 
     def read(self, text: str) -> None:
         """Reads more text."""
         tokenizer = self._lm.tokenizer
         begin = document_tokens(tokenizer, "") if self.tokens_read == 0 else []
         tokens = np.array([*begin, *tokenizer.encode(text)], np.int32)
-        self._session = self._lm.generator.read(self._session, [tokens])
+        self._set(self._lm.generator.read(self._now(), [tokens]))
 
     def stream(
         self, prompt: str = "", max_tokens: int = 300, stop: Sequence[str] = (), **sampling
@@ -194,8 +198,8 @@ class Conversation:
         yield from filter(None, until_stop(self._lm.tokenizer.pieces(tokens), stop))
 
     def _write(self, max_tokens, sampling):
-        written = self._lm.generator.write(self._session, max_tokens, sampling)
-        for tokens, self._session in written:
+        written = self._lm.generator.write(self._now(), max_tokens, sampling)
+        for tokens, self._now in written:
             yield int(tokens[0])
 
     def generate(self, prompt: str = "", max_tokens: int = 300, stop=(), **sampling) -> str:
@@ -204,4 +208,4 @@ class Conversation:
 
     def save(self, path: str | Path) -> None:
         """Saves the session; `LanguageModel.session(path)` continues it."""
-        save_session(Path(path), self._session, self._lm.fingerprint())
+        save_session(Path(path), self._now(), self._lm.fingerprint())
