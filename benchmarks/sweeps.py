@@ -53,8 +53,9 @@ def main():
         segments = Segments(start, jnp.cumsum(start, axis=1, dtype=jnp.int32), short)
         x, found = model.embedding(tokens), []
         for block, layer_state in zip(model.blocks, state.layers, strict=True):
-            _, k, _, z, _ = block.project(block.norm1(x))
-            found.append((*block.core(z, block.decay(z, k)), layer_state.h, start))
+            weights = block.split_weights()
+            _, k, _, z, _ = block.project(block.norm1(x), weights)
+            found.append((*block.core(z, block.decay(z, k), weights), layer_state.h, start))
             x, _, _ = block(x, segments, layer_state)
         return found
 

@@ -78,6 +78,7 @@ class Generator:
         @jax.jit
         def advance(params, session, known, num_known, count, sampling, seed):
             model, key = nnx.merge(graph, params), jax.random.key(seed)
+            weights = model.split_weights()
 
             def drawn(session):
                 logits = session.logits[:, text_ids.start : text_ids.stop]
@@ -88,7 +89,7 @@ class Generator:
                 i, session, tokens = carry
                 of_text = jax.lax.cond(i < num_known, lambda _: tokens[i], drawn, session)
                 documents = jnp.maximum(session.state.document, 0)
-                state, logits = model.step(of_text, documents, session.state)[1::-1]
+                state, logits = model.step(of_text, documents, session.state, weights)[1::-1]
                 session = Session(state, logits, session.drawn + (i >= num_known), session.read + 1)
                 return i + 1, session, tokens.at[i].set(of_text)
 

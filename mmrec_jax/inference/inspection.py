@@ -63,12 +63,13 @@ def _look(model: MMRec, tokens, time):
     x, remembered, half_lives = model.embedding(tokens), [], []
     for block, layer_state in zip(model.blocks, state.layers, strict=True):
         u = block.norm1(x)
-        _, k, v, z, _ = block.project(u)
-        gamma = block.decay(z, k)
-        _, h_prev, _ = block.recur(z, gamma, start, layer_state.h)
-        _, _, f = gates(*block.core(z, gamma), h_prev, config.mu)
+        weights = block.split_weights()
+        _, k, v, z, _ = block.project(u, weights)
+        core = block.core(z, block.decay(z, k), weights)
+        _, h_prev, _ = block.recur(core, start, layer_state.h)
+        _, _, f = gates(*core, h_prev, config.mu)
         half_lives.append(-jnp.log(2) / jnp.mean(jnp.log(f[0, :time]), axis=0))
-        k, s = block.remembered(block.heads(k), block.evidence(u), start, layer_state)
+        k, s = block.remembered(block.heads(k), block.evidence(u, weights), start, layer_state)
         of_tokens = s, directions(k, block.heads(v))
         remembered.append(jax.tree.map(lambda x: x[0, :, :time], of_tokens))
         x, _, _ = block(x, segments, layer_state)

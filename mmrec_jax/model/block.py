@@ -52,6 +52,16 @@ class Aux(NamedTuple):
     effort: Effort = NO_EFFORT
 
 
+class Weights(NamedTuple):
+    """Those weights and biases of a block of which a product takes a part, or takes several."""
+
+    qkvz: tuple[Array, Array]  # of W_fused, in the compute dtype
+    e: tuple[Array, Array]
+    evidence: tuple[Array, Array]  # sums of those of p, [D, heads * 4] and [heads, 2, 2]
+    m: tuple[Array, Array]  # of the z part of W_m
+    recurrence: CoreWeights
+
+
 def param_dtype(config: ModelConfig) -> jnp.dtype:
     """The dtype of parameters, recurrence and softmax: float32, or float64 with model.dtype."""
     return jnp.promote_types(jnp.dtype(config.dtype), jnp.float32)
@@ -164,6 +174,7 @@ class Block(nnx.Module):
         state: LayerState,
         key: PRNGKeyArray | None = None,
         of_gradient: Effort = NO_EFFORT,
+        weights: Weights | None = None,
     ) -> tuple[Float[Array, "batch T dim"], LayerState, Aux]:
         """Reads T tokens: complete chunks, or a single token.
 
@@ -173,17 +184,20 @@ class Block(nnx.Module):
             state: the state before the first token.
             key: for dropout; None switches dropout and the auxiliary losses off (evaluation).
             of_gradient: its gradient is the effort of the recurrence's gradient.
+            weights: `split_weights()`, for a loop over tokens, which would copy them at each token.
         """
         config = self.config
+        weights = self.split_weights() if weights is None else weights
         random = (None,) * 4 if key is None else jax.random.split(key, 4)
         u = self.norm1(x)
-        q, k, v, z, e = self.project(u)
-        h, h_prev, effort = self.recur(z, self.decay(z, k), where.start, state.h, of_gradient)
+        q, k, v, z, e = self.project(u, weights)
+        core = self.core(z, self.decay(z, k), weights)
+        h, h_prev, effort = self.recur(core, where.start, state.h, of_gradient)
         h_x = h.astype(x.dtype)
 
         # Attention over short-term and long-term memory, in heads.
         queries = self.heads(self.W_q(h_x) + q / 2)
-        values, own_k, evidence = self.heads(v), self.heads(k), self.evidence(u)
+        values, own_k, evidence = self.heads(v), self.heads(k), self.evidence(u, weights)
         keys, s = self.remembered(own_k, evidence, where.start, state)
         single = isinstance(where, memory.Place)
         read_memories = memory.read_memories_once if single else memory_sequence.read_memories
@@ -206,20 +220,36 @@ class Block(nnx.Module):
         last = own_k[:, :, -1], evidence[:, :, -1, 0]
         return x, LayerState(h[:, -1], *last, read.state), aux
 
-    def project(self, u: Float[Array, "batch T dim"]) -> list[Float[Array, "batch T dim"]]:
-        """q, k, v, z and e. Of p, only what `evidence` computes is needed."""
-        of_qkvz, _, of_e = self.parts_of_fused(u.dtype)
-        qkvz, e = (affine(u, W, b.astype(u.dtype)) for W, b in (of_qkvz, of_e))
-        return [*jnp.split(qkvz, 4, axis=-1), e]
+    def split_weights(self) -> Weights:
+        """The parts of W_fused and W_m; those of p as sums of its channels (`evidence`)."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        dim, half, wide = config.dim, config.head_dim // 2, param_dtype(config)
+        W, b = self.W_fused.kernel[...].astype(dtype), self.W_fused.bias[...]
+        ends = 4 * dim, 5 * dim
+        W_qkvz, W_p, W_e = jnp.split(W, ends, axis=-1)
+        b_qkvz, b_p, b_e = jnp.split(b, ends)
 
-    def parts_of_fused(self, dtype: jnp.dtype) -> list[tuple[Array, Array]]:
-        """Weights, in a dtype, and biases of q, k, v and z, then of p, then of e."""
-        dim, W_fused = self.config.dim, self.W_fused
-        weights, biases = (
-            jnp.split(x, (4 * dim, 5 * dim), axis=-1)
-            for x in (W_fused.kernel[...].astype(dtype), W_fused.bias[...])
+        def sums(x):
+            x = x.reshape(*x.shape[:-1], config.num_heads, 2, half)
+            for_next_and_own = jnp.split(x, [(half + 1) // 2], axis=-1)
+            x = jnp.stack([part.sum(axis=-1, dtype=wide) for part in for_next_and_own], axis=-2)
+            return SALIENCY_GAIN * config.head_dim**0.5 / half * x
+
+        W_mz, W_mh = jnp.split(self.W_m.kernel[...], 2)
+        W_gm = jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1)
+        return Weights(
+            qkvz=(W_qkvz, b_qkvz.astype(dtype)),
+            e=(W_e, b_e.astype(dtype)),
+            evidence=(sums(W_p).reshape(dim, -1), sums(b_p)),
+            m=(W_mz, self.W_m.bias[...]),
+            recurrence=CoreWeights(W_gm, b_g=self.W_g.bias[...]),
         )
-        return list(zip(weights, biases, strict=True))
+
+    def project(
+        self, u: Float[Array, "batch T dim"], weights: Weights
+    ) -> list[Float[Array, "batch T dim"]]:
+        """q, k, v, z and e. Of p, only what `evidence` computes is needed."""
+        return [*jnp.split(affine(u, *weights.qkvz), 4, axis=-1), affine(u, *weights.e)]
 
     def decay(
         self, z: Float[Array, "batch T dim"], k: Float[Array, "batch T dim"]
@@ -234,31 +264,28 @@ class Block(nnx.Module):
 
     def recur(
         self,
-        z: Float[Array, "batch T dim"],
-        gamma: Float[Array, "batch T dim"],
+        core: tuple[CoreInputs, CoreWeights],
         start: Bool[Array, "batch T"],
         h0: Float[Array, "batch dim"],
         of_gradient: Effort = NO_EFFORT,
     ) -> tuple[Float[Array, "batch T dim"], Float[Array, "batch T dim"], Effort]:
         """h_t and h_{t-1} of every step, float32 or wider, and what they took."""
         config = self.config
-        inputs, weights = self.core(z, gamma)
         h, effort = recurrence(
-            inputs, weights, h0, start, config.mu, _solver(config), of_gradient, config.precision
+            *core, h0, start, config.mu, _solver(config), of_gradient, config.precision
         )
         return h, states_before(h0, h, start), effort
 
     def core(
-        self, z: Float[Array, "batch T dim"], gamma: Float[Array, "batch T dim"]
+        self, z: Float[Array, "batch T dim"], gamma: Float[Array, "batch T dim"], weights: Weights
     ) -> tuple[CoreInputs, CoreWeights]:
         """The inputs and the weights of the recurrence, float32 or wider."""
-        W_mz, W_mh = jnp.split(self.W_m.kernel[...], 2)
-        z = z.astype(W_mz.dtype)
-        zm = affine(z, W_mz, self.W_m.bias[...])
-        W = jnp.concatenate([self.W_g.kernel[...], W_mh], axis=1)
-        return CoreInputs(z, gamma, zm), CoreWeights(W, b_g=self.W_g.bias[...])
+        z = z.astype(gamma.dtype)
+        return CoreInputs(z, gamma, zm=affine(z, *weights.m)), weights.recurrence
 
-    def evidence(self, u: Float[Array, "batch T dim"]) -> Float[Array, "batch heads T 2 2"]:
+    def evidence(
+        self, u: Float[Array, "batch T dim"], weights: Weights
+    ) -> Float[Array, "batch heads T 2 2"]:
         """What p says of saliency, float32 or wider: [..., i, 0] of s and [..., i, 1] of lambda.
 
         The two halves of a head's channels are those of s and of lambda. In heads with shifted
@@ -268,19 +295,9 @@ class Block(nnx.Module):
         Each is a sum of channels of p, so it takes the sum of their weights and biases. The weights
         are rounded to the compute dtype like all of W_fused, of which devices gather nothing else.
         """
-        config = self.config
-        half, wide = config.head_dim // 2, param_dtype(config)
-
-        def sums(x):
-            x = x.reshape(*x.shape[:-1], config.num_heads, 2, half)
-            for_next_and_own = jnp.split(x, [(half + 1) // 2], axis=-1)
-            x = jnp.stack([part.sum(axis=-1, dtype=wide) for part in for_next_and_own], axis=-2)
-            return SALIENCY_GAIN * config.head_dim**0.5 / half * x
-
-        _, of_p, _ = self.parts_of_fused(u.dtype)
-        W, b = map(sums, of_p)
-        with jax.default_matmul_precision(config.precision):
-            evidence = affine(u.astype(W.dtype), W.reshape(len(W), -1), b.reshape(-1))
+        W, b = weights.evidence
+        with jax.default_matmul_precision(self.config.precision):
+            evidence = affine(u.astype(W.dtype), W, b.reshape(-1))
         return jnp.moveaxis(evidence.reshape(*u.shape[:2], *b.shape), 1, 2)
 
     def remembered(

@@ -1,6 +1,7 @@
 """The language model: embedding, blocks, final norm, and logits from the embedding matrix."""
 
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import layout
 from mmrec_jax.model.bank import Saliency
-from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, param_dtype
+from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, Weights, param_dtype
 from mmrec_jax.model.memory import FOUND, MemoryState, Place, Segments
 from mmrec_jax.model.over_time import NO_EFFORT, Effort
 
@@ -127,8 +128,16 @@ class MMRec(nnx.Module):
         live = jnp.pad(near == segments.tokens[:, -1:], ((0, 0), (0, chunk_len)))
         return Output(self._logits(x), State(layers, documents[:, -1], state.place, live), aux)
 
+    def split_weights(self) -> list[Weights]:
+        """Of each block what `step` needs; a loop over tokens makes them once, before it begins."""
+        return [block.split_weights() for block in self.blocks]
+
     def step(
-        self, tokens: Int[Array, "batch"], documents: Int[Array, "batch"], state: State
+        self,
+        tokens: Int[Array, "batch"],
+        documents: Int[Array, "batch"],
+        state: State,
+        weights: Sequence[Weights] | None = None,
     ) -> Output:
         """Reads one more token, at any position in its chunk."""
         config, start = self.config, documents != state.document
@@ -137,7 +146,7 @@ class MMRec(nnx.Module):
         live = jnp.where(start[:, None], False, state.live) | here
         full = state.place + 1 == config.chunk_len
         place = Place(start[:, None], slot, live, full)
-        x, layers, aux = self._read(tokens[:, None], place, state, None)
+        x, layers, aux = self._read(tokens[:, None], place, state, None, weights=weights)
         left = jnp.roll(live, -config.chunk_len, axis=1).at[:, config.short_term :].set(False)
         state = State(
             layers=layers,
@@ -147,7 +156,7 @@ class MMRec(nnx.Module):
         )
         return Output(self._logits(x)[:, 0], state, aux)
 
-    def _read(self, tokens, where, state, key, of_gradient=NO_EFFORT):
+    def _read(self, tokens, where, state, key, of_gradient=NO_EFFORT, weights=None):
         """The residual stream after all blocks, with their states and auxiliary losses."""
         count = self.config.num_layers
         keys = None if key is None else jax.random.split(key, count)
@@ -155,21 +164,22 @@ class MMRec(nnx.Module):
         read_block = _recomputing(_read_block, self.config.remat)
 
         def read(x, layer):
-            block, layer_state, block_key = layer
-            x, layer_state, aux = read_block(block, x, where, layer_state, block_key, of_gradient)
+            block, *its_own = layer
+            x, layer_state, aux = read_block(block, x, where, of_gradient, *its_own)
             return x, (layer_state, aux)
 
         if isinstance(self.blocks, Block):
             states = jax.tree.map(lambda *xs: jnp.stack(xs), *state.layers)
             with jax.named_scope("layers"):
-                x, (states, aux) = lax.scan(read, x, (self.blocks, states, keys))
+                x, (states, aux) = lax.scan(read, x, (self.blocks, states, keys, None))
             layers = tuple(jax.tree.map(operator.itemgetter(i), states) for i in range(count))
             effort = jax.tree.map(jnp.sum, aux.effort)
             return x, layers, Aux(aux.saliency.mean(), aux.uboo.sum(), effort)
 
         results = []
         for i, block in enumerate(self.blocks):
-            x, result = read(x, (block, state.layers[i], None if keys is None else keys[i]))
+            own = (None if x is None else x[i] for x in (state.layers, keys, weights))
+            x, result = read(x, (block, *own))
             results.append(result)
         layers, aux = zip(*results, strict=True)
         saliency = sum(losses.saliency for losses in aux) / count
@@ -185,9 +195,9 @@ class MMRec(nnx.Module):
         )
 
 
-def _read_block(block: Block, *args):
-    """`block(*args)`, with the weights gathered and the tokens divided."""
-    x, state, aux = layout.gathered(block)(*args)
+def _read_block(block: Block, x, where, of_gradient, state, key, weights):
+    """`block(...)`, with the weights gathered and the tokens divided."""
+    x, state, aux = layout.gathered(block)(x, where, state, key, of_gradient, weights)
     return layout.by_token(x), layout.by_sequence(state), aux
 
 

@@ -18,6 +18,7 @@ import helpers
 import mmrec_jax
 from mmrec_jax.data.tokenizers import document_tokens
 from mmrec_jax.errors import UserError
+from mmrec_jax.inference import generation
 from mmrec_jax.inference.generation import Generator, Sampling, draw, until_stop
 from small_runs import ROOT
 
@@ -61,6 +62,27 @@ def test_the_same_seed_draws_the_same_tokens_and_another_seed_does_not():
     )
     np.testing.assert_array_equal(one, again)
     assert np.any(one != other)
+
+
+def test_groups_of_tokens_are_what_single_tokens_are(monkeypatch):
+    """With no time for more, every group is of one token."""
+    session = generator().read(generator().start(), [helpers.random_tokens(1, 5)[0]])
+    sampling = Sampling(temperature=3.0, top_k=20, top_p=0.9)
+    grouped = written(session, 70, sampling)
+    monkeypatch.setattr(generation, "GROUP_SECONDS", 0.0)
+    np.testing.assert_array_equal(written(session, 70, sampling), grouped)
+
+
+def test_the_session_after_any_token_is_that_of_reading_the_text_so_far():
+    prompt = helpers.random_tokens(1, 50)[0]  # longer than a group, so read in chunks
+    session = generator().read(generator().start(), [prompt])
+    text = list(prompt)
+    for count, (token, after) in enumerate(generator().write(session, 40, GREEDY), start=1):
+        text.append(token[0])
+        if count % 7 == 0:
+            expected = generator().read(generator().start(), [np.array(text)])
+            np.testing.assert_allclose(after().logits, expected.logits, rtol=1e-4, atol=1e-5)
+            assert (after().drawn, after().read[0]) == (count, len(text))
 
 
 def test_ids_unused_by_the_tokenizer_are_never_drawn():
