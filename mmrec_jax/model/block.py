@@ -100,12 +100,27 @@ class MLP(nnx.Module):
         return self.down(nnx.gelu(self.up(x)))
 
 
+def compiled(initializer):
+    """An initializer as a program of its own, which parameters of the same shape share.
+
+    One program for all parameters would take several times as long to compile.
+    """
+    return jax.jit(initializer, static_argnums=(1, 2))
+
+
+_LECUN_NORMAL = compiled(nnx.initializers.lecun_normal())
+_SMALL = compiled(nnx.initializers.normal(0.02))
+_SATURATED = compiled(nnx.initializers.constant(4.0))
+
+
+@compiled
 def _spread_decays(key, shape, dtype):
     """Biases for which sigma increases evenly from 0.5 to 0.998 over the channels."""
     decay = jnp.linspace(0.5, 0.998, shape[0], dtype=dtype)
     return jnp.log(decay / (1 - decay))
 
 
+@functools.cache
 def _initial_saliency(config: ModelConfig):
     """Initializer of the biases of W_fused: zero except those of p."""
 
@@ -114,9 +129,10 @@ def _initial_saliency(config: ModelConfig):
         p = jnp.tile(p / (SALIENCY_GAIN * config.head_dim**0.5), config.num_heads)
         return jnp.zeros(shape, dtype).at[4 * config.dim : 5 * config.dim].set(p)
 
-    return init
+    return compiled(init)
 
 
+@functools.cache
 def _matching_queries(config: ModelConfig):
     """Initializer of W_fused: in heads with shifted keys, q starts equal to k.
 
@@ -132,7 +148,7 @@ def _matching_queries(config: ModelConfig):
         q, k = 0, 1
         return by_head.at[:, q, ::2].set(by_head[:, k, ::2]).reshape(shape)
 
-    return init
+    return compiled(init)
 
 
 class Block(nnx.Module):
@@ -140,10 +156,10 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
-        dim, init = config.dim, nnx.initializers
+        dim = config.dim
         dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": param_dtype(config)}
-        linear = functools.partial(Linear, **dtypes, rngs=rngs)
-        narrow_mlp = functools.partial(MLP, linear, dim, dim // 4, kernel_init=init.normal(0.02))
+        linear = functools.partial(Linear, kernel_init=_LECUN_NORMAL, **dtypes, rngs=rngs)
+        narrow_mlp = functools.partial(MLP, linear, dim, dim // 4, kernel_init=_SMALL)
         self.norm1 = RMSNorm(config)
         self.W_fused = linear(
             dim,
@@ -152,7 +168,7 @@ class Block(nnx.Module):
             bias_init=_initial_saliency(config),
         )
         self.mlp_gamma = narrow_mlp(bias_init=_spread_decays)
-        self.mlp_context = narrow_mlp(bias_init=init.constant(4.0))
+        self.mlp_context = narrow_mlp(bias_init=_SATURATED)
         self.W_g = linear(dim, dim)
         self.W_m = linear(2 * dim, dim)  # rows: z, then h
         self.W_q = linear(dim, dim)
@@ -162,7 +178,9 @@ class Block(nnx.Module):
         self.W_2 = linear(4 * dim, dim)
         if config.use_dpg:
             self.W_down = linear(dim, config.dpg_rank, use_bias=False)
-            self.W_up = linear(config.dpg_rank, dim, use_bias=False, kernel_init=init.zeros)
+            self.W_up = linear(
+                config.dpg_rank, dim, use_bias=False, kernel_init=nnx.initializers.zeros
+            )
         if config.use_uboo:
             self.mlp_err = MLP(linear, dim, dim)
             self.mlp_target = MLP(linear, dim, dim)

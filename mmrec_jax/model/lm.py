@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import layout
 from mmrec_jax.model.bank import Saliency
-from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, Weights, param_dtype
+from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, Weights, compiled, param_dtype
 from mmrec_jax.model.memory import FOUND, MemoryState, Place, Segments
 from mmrec_jax.model.over_time import NO_EFFORT, Effort
 
@@ -74,7 +74,7 @@ def embedding(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Embed:
         config.dim,
         dtype=jnp.dtype(config.dtype),
         param_dtype=param_dtype(config),
-        embedding_init=nnx.initializers.normal(config.dim**-0.5),
+        embedding_init=compiled(nnx.initializers.normal(config.dim**-0.5)),
         rngs=rngs,
     )
 

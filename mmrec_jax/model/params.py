@@ -23,12 +23,8 @@ def model_graph(config: ModelConfig, stacked: bool = False) -> nnx.GraphDef:
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
     """Freshly initialized parameters."""
-
-    def init(key):
-        _, params = nnx.split(MMRec(config, nnx.Rngs(key)), nnx.Param)
-        return nnx.to_pure_dict(params)
-
-    return jax.jit(init)(key)
+    _, params = nnx.split(MMRec(config, nnx.Rngs(key)), nnx.Param)
+    return nnx.to_pure_dict(params)
 
 
 def param_shapes(config: ModelConfig) -> Params:

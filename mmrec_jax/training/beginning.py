@@ -116,15 +116,18 @@ def first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progres
     """The state and progress to start from, and whether the run is new."""
     config, seed = run.config, run.config.train.seed
 
-    def fresh():
-        return init_train_state(config, run.optimizer, jax.random.key(seed), model=run.model)
+    def fresh(params=None):
+        return init_train_state(config, run.optimizer, jax.random.key(seed), params, run.model)
 
     abstract = placed(jax.eval_shape(fresh), run.mesh)
     restored = checkpoints.restore_newest(abstract, warn=print)
     if restored is not None:
         state, progress = restored[0], Progress.from_dict(restored[1])
     elif run.source is None:
-        state, progress = jax.jit(fresh, out_shardings=shardings(abstract))(), Progress()
+        # One program lets each of several devices make its own part, but compiles slowly.
+        params = run.model.init_params(jax.random.key(seed)) if run.mesh.size == 1 else None
+        state = jax.jit(fresh, out_shardings=shardings(abstract), donate_argnums=0)(params)
+        progress = Progress()
     else:
         tokenizer = run.dataset.tokenizer
         state = grown_state(run.source, config, tokenizer, run.optimizer, run.mesh)
