@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import grain
 import jax
 import numpy as np
 
@@ -130,6 +129,8 @@ def prefetched(
     batches: Batches, first: int, last: int, put: Callable[[Batch], Batch] = jax.device_put
 ) -> Iterator[Batch]:
     """The batches of steps `first` to `last` - 1, put on the devices ahead of time by `put`."""
+    import grain  # takes long, and only training needs it
+
     dataset = grain.MapDataset.range(first, last).map(batches.__getitem__).map(put)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     return iter(dataset.to_iter_dataset(options))

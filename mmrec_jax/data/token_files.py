@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from array_record.python import array_record_module
-from grain import sources
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from mmrec_jax.errors import UserError
 
@@ -93,7 +93,7 @@ class TokenReader:
     def __init__(self, paths: list[Path], dtype: np.dtype, document: int):
         """`paths`, `dtype` and `document` are those of the `TokenWriter`."""
         self._paths = paths
-        self._records = sources.ArrayRecordDataSource([str(path) for path in paths])
+        self._records = ArrayRecordDataSource([str(path) for path in paths])
         self._dtype, self._document = dtype, document
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,14 @@
 """Windows of a split as a batch, and random orders."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import grain
 import numpy as np
 
 from mmrec_jax.data.dataset import Split
+
+if TYPE_CHECKING:
+    import grain
 
 
 class Batch(NamedTuple):
@@ -22,8 +24,10 @@ class Batch(NamedTuple):
     fresh: np.ndarray  # bool: false where the sequence continues that of the previous batch
 
 
-def shuffled(count: int, *seeds: int) -> grain.MapDataset:
+def shuffled(count: int, *seeds: int) -> "grain.MapDataset":
     """The numbers below `count` in a random order, computed without an array of them."""
+    import grain  # takes long, and only training shuffles
+
     (seed,) = np.random.SeedSequence(seeds).generate_state(1)
     return grain.MapDataset.range(count).shuffle(seed=int(seed))
 

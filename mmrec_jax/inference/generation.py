@@ -97,13 +97,20 @@ class Generator:
             _, session, tokens = jax.lax.while_loop(lambda carry: carry[0] < count, step, start)
             return tokens, session
 
+        def start(batch):
+            logits = jnp.zeros((batch, config.vocab_size), param_dtype(config))
+            read = jnp.zeros(batch, jnp.int32)
+            return Session(init_state(config, batch), logits, jnp.zeros((), jnp.int32), read)
+
         self._read, self._advance = read, advance
+        # Placed like the parameters, as is what the other functions return: otherwise these would
+        # be compiled twice.
+        place = jax.tree.leaves(params)[0].sharding
+        self._start = jax.jit(start, static_argnums=0, out_shardings=place)
 
     def start(self, batch: int = 1) -> Session:
         """A session of `batch` texts, with nothing read yet."""
-        logits = jnp.zeros((batch, self.config.vocab_size), param_dtype(self.config))
-        zeros = jnp.zeros(batch, jnp.int32)
-        return Session(init_state(self.config, batch), logits, jnp.zeros((), jnp.int32), zeros)
+        return self._start(batch)
 
     def read(self, session: Session, texts: Sequence[np.ndarray]) -> Session:
         """The session after reading more tokens: one int32 array per text, of any length."""

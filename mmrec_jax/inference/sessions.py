@@ -46,7 +46,7 @@ def save_session(path: Path, session: Session, model: str) -> None:
 def load_session(path: Path, like: Session, model: str) -> Session:
     """Reads a session of the model with this fingerprint.
 
-    `like` is any session of that model with one text, for its structure and dtypes.
+    `like` is any session of that model with one text, for its structure, dtypes and place.
 
     Raises:
         UserError: the file is missing, is not a session, or belongs to another model.
@@ -66,5 +66,6 @@ def load_session(path: Path, like: Session, model: str) -> Session:
         )
     leaves, structure = jax.tree.flatten(like)
     return structure.unflatten(
-        jnp.asarray(array, leaf.dtype) for array, leaf in zip(arrays, leaves, strict=True)
+        jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+        for array, leaf in zip(arrays, leaves, strict=True)
     )
