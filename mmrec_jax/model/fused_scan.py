@@ -11,8 +11,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from mmrec_jax.model import layout
@@ -55,6 +53,9 @@ def bytes_on_chip(weights: int, state: int, of_step: int) -> int:
 
 
 def _in_kernel(step: Step, weights: Any, first: Array, xs: Any, reverse: bool):
+    from jax.experimental import pallas as pl  # not needed by commands that only have CPUs
+    from jax.experimental.pallas import tpu as pltpu
+
     leaves, structure = jax.tree.flatten((weights, first, xs))
     length = len(leaves[-1])
     outputs = jax.ShapeDtypeStruct((length, *first.shape), first.dtype)

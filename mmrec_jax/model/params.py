@@ -1,5 +1,6 @@
 """Parameters as nested dicts of arrays: their initialization, and the model around them."""
 
+import functools
 from typing import Any
 
 import jax
@@ -13,12 +14,17 @@ from mmrec_jax.model.lm import MMRec
 Params = Any  # nested dicts of arrays, named after the model's attributes
 
 
+@functools.cache  # takes long
+def _abstract(config: ModelConfig, stacked: bool) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: MMRec(config, nnx.Rngs(0), stacked)))
+
+
 def model_graph(config: ModelConfig, stacked: bool = False) -> nnx.GraphDef:
     """The structure of the model; `nnx.merge` combines it with parameters into the model.
 
     `stacked`: whether the layers of the parameters are stacked (`stack_layers`).
     """
-    return nnx.split(nnx.eval_shape(lambda: MMRec(config, nnx.Rngs(0), stacked)))[0]
+    return _abstract(config, stacked)[0]
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
@@ -29,7 +35,7 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
 
 def param_shapes(config: ModelConfig) -> Params:
     """The parameters by shape and dtype, without their values."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return nnx.to_pure_dict(_abstract(config, False)[1])
 
 
 def stack_layers(tree: Any) -> Any:

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 _INK = {"light": "#1d2129", "dark": "#e4e6eb"}
 _PAPER = {"light": "#ffffff", "dark": "#16181d"}
@@ -42,7 +40,7 @@ _CYCLE = {
 
 def draw(path: Path, plot: Callable[..., None], *values) -> Path:
     """Draws a PNG file: `plot` is called with a figure and the values."""
-    with plt.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
+    with matplotlib.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
         _draw(path, (7, 4), 120, plot, values)
     return path
 
@@ -75,7 +73,7 @@ def draw_for_page(
             "font.size": 11,
         }
         path = folder / f"{name}{'-dark' * (theme == 'dark')}{'-narrow' * narrow}.png"
-        with plt.rc_context(style):
+        with matplotlib.rc_context(style):
             size = (4.0 if narrow else 7.2, height)
             _draw(path, size, 180 if narrow else 110, plot, values)
         encoded = base64.b64encode(path.read_bytes()).decode()
@@ -84,10 +82,9 @@ def draw_for_page(
 
 
 def _draw(path: Path, size: tuple[float, float], dpi: int, plot, values) -> None:
-    figure = plt.figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     plot(figure, *values)
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
 
 
 def shorten(number: float, kilo: int = 1000, form: str = "{:g}{}") -> str:

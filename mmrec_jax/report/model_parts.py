@@ -1,5 +1,6 @@
 """The report's view of the model itself: what it writes and what it remembers."""
 
+import concurrent.futures
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,16 +45,22 @@ def read_model(path: Path, step: int) -> ModelParts:
     lm, validation = load(path, str(step)), open_run(path).split("validation")
     lanes = lm.config.train.eval_batch_size * lm.config.train.seq_len
     read = min(validation.num_tokens, max(EVALUATED_TOKENS, lanes))
-    result = evaluate(
-        make_eval_step(lm.config.model),
-        lm.params,
-        validation._replace(num_tokens=read),
-        lm.config,
-        carry_memory=True,
-        distances=True,
-    )
     tokens, _ = validation.tokens.read(0, min(PASSAGE_TOKENS, validation.num_tokens))
-    inside = look_inside(lm.config.model, lm.params, tokens)
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # while one compiles, another traces
+        result = pool.submit(
+            evaluate,
+            make_eval_step(lm.config.model),
+            lm.params,
+            validation._replace(num_tokens=read),
+            lm.config,
+            carry_memory=True,
+            distances=True,
+        )
+        inside = pool.submit(look_inside, lm.config.model, lm.params, tokens)
+        samples = pool.submit(
+            lm.generate, [""] * SAMPLES, SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0
+        )
+    result, inside, samples = (of.result() for of in (result, inside, samples))
     held = inside.kept.mean(axis=(0, 1))
     most = held.max() or 1.0
     passage = [
@@ -62,7 +69,7 @@ def read_model(path: Path, step: int) -> ModelParts:
     ]
     config = lm.config.model
     return ModelParts(
-        samples=lm.generate([""] * SAMPLES, SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0),
+        samples=samples,
         samples_note=(
             f"Step {step:,}, temperature {TEMPERATURE:g}, {SAMPLE_TOKENS} tokens each, from the "
             "beginning of a document."

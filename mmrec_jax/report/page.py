@@ -4,6 +4,7 @@ Pictures are saved as PNG files in the folder `report` next to the page, and als
 The templates escape everything that comes from a corpus or a config.
 """
 
+import concurrent.futures
 import dataclasses
 import datetime
 import functools
@@ -52,10 +53,11 @@ def write_report(path: Path, with_model: bool = True) -> Path:
     gaps = gap_rows(log)
     starts = [event for event in log.events if event.get("steps_per_epoch")]
     verdict, advice = judge(gaps, starts[-1]["steps_per_epoch"] if starts else 0)
-    pictures = {}
+    drawing = concurrent.futures.ThreadPoolExecutor(1)  # while the model's parts are compiled
+    curves = {}
     if len(log.train["step"]):
-        pictures["loss"] = draw("loss", plots.plot_losses, log)
-        pictures["series"] = draw("series", plots.plot_series, log, height=5.0)
+        curves["loss"] = drawing.submit(draw, "loss", plots.plot_losses, log)
+        curves["series"] = drawing.submit(draw, "series", plots.plot_series, log, height=5.0)
     parts, note = None, ""
     if with_model and not steps:
         note = "Without a checkpoint, the model itself cannot be shown."
@@ -64,6 +66,7 @@ def write_report(path: Path, with_model: bool = True) -> Path:
             parts = read_model(path, steps[-1] if best_step is None else best_step)
         except UserError as error:  # an unreadable checkpoint, splits that were deleted
             note = f"The model could not be shown: {error}."
+    pictures = {name: picture.result() for name, picture in curves.items()}
     positions = parts.breakdown.buckets("position") if parts else []
     if parts:
         pictures["positions"] = draw("positions", plots.plot_positions, positions, height=3.0)

@@ -8,10 +8,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from mmrec_jax.data.sources.recall import TASKS, chance
 from mmrec_jax.learning.breakdown import Breakdown, Bucket
@@ -192,7 +193,7 @@ def plot_distances(
             axes.axhline(0, color="C0", linewidth=1)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     if any(reaches.values()):
-        handles.append(plt.Line2D([], [], color="gray", linestyle=":"))
+        handles.append(Line2D([], [], color="gray", linestyle=":"))
         labels.append("S + C + M")
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
 
@@ -285,12 +286,12 @@ def plot_saliency(
     for (y, x, shown), s, is_kept in zip(places, saliency, kept, strict=True):
         red, green, blue, _ = color = colors.to_rgba(s)
         ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
-        axes.add_patch(plt.Rectangle((x, y), len(shown), 1, facecolor=color, linewidth=0))
+        axes.add_patch(Rectangle((x, y), len(shown), 1, facecolor=color, linewidth=0))
         for offset, character in enumerate(shown, start=x):
             axes.text(offset + 0.5, y + 0.5, character, color=ink, parse_math=False, **style)
         if is_kept:
             frame = (x + 0.04, y + 0.06), len(shown) - 0.08, 0.88
-            axes.add_patch(plt.Rectangle(*frame, fill=False, edgecolor="crimson", linewidth=1.6))
+            axes.add_patch(Rectangle(*frame, fill=False, edgecolor="crimson", linewidth=1.6))
     axes.set(xlim=(0, columns), ylim=(row + 1, 0))
     axes.axis("off")
     label = "saliency (framed: in long-term memory at the end)"
