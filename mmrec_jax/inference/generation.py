@@ -63,7 +63,7 @@ class Generator:
 
     def __init__(self, config: ModelConfig, params: Params, text_ids: range):
         """`text_ids`: the only ids that are drawn; the others do not stand for text."""
-        self.config, self.params = config, params
+        self.config, self.params = config, jax.device_put(params)
         graph = model_graph(config)
 
         @jax.jit
@@ -105,7 +105,7 @@ class Generator:
         self._read, self._advance = read, advance
         # Placed like the parameters, as is what the other functions return: otherwise these would
         # be compiled twice.
-        place = jax.tree.leaves(params)[0].sharding
+        place = jax.tree.leaves(self.params)[0].sharding
         self._start = jax.jit(start, static_argnums=0, out_shardings=place)
 
     def start(self, batch: int = 1) -> Session:

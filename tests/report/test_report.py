@@ -265,7 +265,7 @@ def test_training_loss_of_an_evaluation_is_the_mean_since_the_previous_one(finis
 
 
 def test_a_curve_of_many_steps_keeps_its_mean_and_its_range():
-    figure = plots.plt.figure()
+    figure = plots.Figure()
     axes = figure.add_subplot()
     rng = np.random.default_rng(0)
     values = rng.standard_normal(50_000)
