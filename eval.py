@@ -43,4 +43,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main, required=["workdir"], keeps_memory=True)
+    cli.run(main, required=["workdir"])
