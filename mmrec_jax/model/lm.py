@@ -161,7 +161,8 @@ class MMRec(nnx.Module):
         count = self.config.num_layers
         keys = None if key is None else jax.random.split(key, count)
         x = layout.by_token(layout.gathered(self.embedding)(tokens))
-        read_block = _recomputing(_read_block, self.config.remat)
+        # Jitted, so that blocks that are alike are traced once.
+        read_block = jax.jit(_recomputing(_read_block, self.config.remat))
 
         def read(x, layer):
             block, *its_own = layer
