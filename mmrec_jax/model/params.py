@@ -15,7 +15,7 @@ Params = Any  # nested dicts of arrays, named after the model's attributes
 
 
 @functools.cache  # takes long
-def _abstract(config: ModelConfig, stacked: bool) -> tuple[nnx.GraphDef, nnx.State]:
+def _abstract(config: ModelConfig, stacked: bool):
     return nnx.split(nnx.eval_shape(lambda: MMRec(config, nnx.Rngs(0), stacked)))
 
 
