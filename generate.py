@@ -32,8 +32,10 @@ def main():
         raise UserError("--session can be used with only one --prompt")
 
     import mmrec_jax
+    from mmrec_jax.waiting import waiting
 
-    lm = mmrec_jax.load(_WORKDIR.value, _CHECKPOINT.value)
+    with waiting(f"reading {_WORKDIR.value}"):
+        lm = mmrec_jax.load(_WORKDIR.value, _CHECKPOINT.value)
     how = {
         "max_tokens": _TOKENS.value,
         "stop": _STOP.value,
@@ -43,13 +45,17 @@ def main():
         "seed": _SEED.value,
     }
     if len(prompts) > 1:
-        for prompt, text in zip(prompts, lm.generate(prompts, **how), strict=True):
+        with waiting("writing"):
+            texts = lm.generate(prompts, **how)
+        for prompt, text in zip(prompts, texts, strict=True):
             print(f"--- {prompt}\n{prompt}{text}")
         return
     prompt = prompts[0] if prompts else ""
     conversation = lm.session(session if session and session.exists() else None)
+    with waiting("reading the prompt"):  # and compiling
+        conversation.read(prompt)
     print(prompt, end="", flush=True)
-    for piece in conversation.stream(prompt, **how):
+    for piece in conversation.stream(**how):
         print(piece, end="", flush=True)
     print()
     if session:

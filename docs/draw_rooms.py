@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs/images/rooms.png"
 PACKAGE = "mmrec_jax"
 # Nearly every room imports these, so they get no arrows.
-FOUNDATION = ["config", "knobs", "files", "errors", "tables"]
+FOUNDATION = ["config", "knobs", "files", "errors", "tables", "waiting"]
 WIDTH, HEIGHT = 6.0, 0.74  # of a floor
 
 

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from mmrec_jax.commands import process
 from mmrec_jax.commands.compiled_programs import keep_compiled
 from mmrec_jax.errors import UserError, nearest
+from mmrec_jax.waiting import show_waiting
 
 
 def run(
@@ -64,6 +65,7 @@ def fail(message: str, exit_code: int = 1) -> None:
 def _checked(main, required, cached):
     def checked(_):
         require(*required)
+        show_waiting()
         if cached:
             keep_compiled()
         main()

@@ -29,6 +29,7 @@ from mmrec_jax.report.drawing import draw
 from mmrec_jax.report.plots import plot_distances, plot_positions
 from mmrec_jax.runs.workdir import Run, open_run
 from mmrec_jax.tables import print_table
+from mmrec_jax.waiting import waiting
 
 TABLES = {  # kinds of buckets: the title of their table, and the head of its first column
     "position": ("loss by tokens of context", "context"),
@@ -102,15 +103,17 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     Raises:
         UserError: the workdir, checkpoint or text is missing, or has nothing to predict.
     """
-    subject = read_subject(open_run(path), checkpoint)
-    run, train = subject.run, subject.run.config.train
+    run = open_run(path)
+    train = run.config.train
 
     def source() -> SplitWindows | TextWindows:
         if text is not None:
             return text_windows(run, text)
         return SplitWindows(run.split(split_name), train.eval_batch_size, train.seq_len)
 
-    carried, fresh = (subject.evaluate(source(), carry) for carry in (True, False))
+    with waiting(f"evaluating {path}"):
+        subject = read_subject(run, checkpoint)
+        carried, fresh = (subject.evaluate(source(), carry) for carry in (True, False))
     # A text file is read with carried memory; a split, as validation reads it in training.
     result = carried if text or train.carry_memory else fresh
     values = {

@@ -21,6 +21,7 @@ from mmrec_jax.report.evaluation import (
 from mmrec_jax.report.plots import plot_distances
 from mmrec_jax.runs.workdir import Run, open_run, run_names
 from mmrec_jax.tables import print_table
+from mmrec_jax.waiting import waiting
 
 HEADS = {  # of the table's sections
     "total": "complete text",
@@ -65,8 +66,9 @@ def compare_losses(
         raise UserError(message) from error
     facts, breakdowns = [], []
     for run, of_run in zip(runs, texts, strict=True):
-        subject = read_subject(run, checkpoint)  # one at a time is in memory
-        result = subject.evaluate(of_run, carry_memory=True)
+        with waiting(f"evaluating {run.path}"):
+            subject = read_subject(run, checkpoint)  # one at a time is in memory
+            result = subject.evaluate(of_run, carry_memory=True)
         facts.append({**subject.facts(), **result.to_dict()})
         breakdowns.append(result.breakdown)
     sections = {kind: _rows(breakdowns, kind) for kind in HEADS}

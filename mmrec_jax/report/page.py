@@ -27,6 +27,7 @@ from mmrec_jax.report.model_parts import read_model
 from mmrec_jax.report.run_log import RULE, RunLog, gap_rows, judge, read_log, read_status
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.workdir import has_checkpoints, read_config, run_names
+from mmrec_jax.waiting import waiting
 
 MOST_ROWS = 60  # of a table; a longer one shows only its first and last rows
 EPOCHS = {  # columns of the epoch table: a name in metrics.jsonl and how its numbers are shown
@@ -63,7 +64,8 @@ def write_report(path: Path, with_model: bool = True) -> Path:
         note = "Without a checkpoint, the model itself cannot be shown."
     elif with_model:
         try:
-            parts = read_model(path, steps[-1] if best_step is None else best_step)
+            with waiting("evaluating the model and writing samples"):
+                parts = read_model(path, steps[-1] if best_step is None else best_step)
         except UserError as error:  # an unreadable checkpoint, splits that were deleted
             note = f"The model could not be shown: {error}."
     pictures = {name: picture.result() for name, picture in curves.items()}

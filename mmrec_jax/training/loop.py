@@ -30,6 +30,7 @@ from mmrec_jax.training.moment import Due, Hook, Journal, Moment, Throughput, Ti
 from mmrec_jax.training.profiling import Profile
 from mmrec_jax.training.progress import Progress
 from mmrec_jax.training.signals import StopSignals
+from mmrec_jax.waiting import waiting
 
 
 def train(
@@ -61,7 +62,8 @@ def train(
         signals = stack.enter_context(StopSignals())
         stack.enter_context(processes.losing_one())
         checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
-        state, progress, is_new = first_state(run, checkpoints)
+        with waiting("preparing the parameters"):
+            state, progress, is_new = first_state(run, checkpoints)
         if progress.finished:
             print(
                 f"{path} has finished at step {state.step} ({progress.finished}): nothing to do. "
@@ -93,6 +95,7 @@ def _train(
     train_step = make_train_step(run.config, run.optimizer, run.model, shardings(state))
     put = functools.partial(place_batch, mesh=run.mesh, batch_size=train.batch_size)
     example = state, put(run.batches[first_step]), place_signal(0, run.mesh)
+    journal.display.say("compiling the training step")
     train_step = train_step.lower(*example).compile()
     timetable = Timetable(
         run.total_steps, run.batches.steps_per_epoch, train.eval_every, train.checkpoint_every
