@@ -93,8 +93,8 @@ class Generator:
                 session = Session(state, logits, session.drawn + (i >= num_known), session.read + 1)
                 return i + 1, session, tokens.at[i].set(of_text)
 
-            start = jnp.zeros((), jnp.int32), session, known
-            _, session, tokens = jax.lax.while_loop(lambda carry: carry[0] < count, step, start)
+            first = jnp.zeros((), jnp.int32), session, known
+            _, session, tokens = jax.lax.while_loop(lambda carry: carry[0] < count, step, first)
             return tokens, session
 
         def start(batch):
@@ -146,7 +146,8 @@ class Generator:
     ) -> Iterator[tuple[np.ndarray, Callable[[], Session]]]:
         """Draws `max_tokens` tokens per text, one after another.
 
-        They are computed in groups: first one token, then as many as take GROUP_SECONDS.
+        They are computed in groups: first one token, then twice as many each time, up to
+        WRITE_AT_ONCE, as long as a group takes less than GROUP_SECONDS.
 
         Yields:
             Tokens, int32 [batch], and a function that gives the session after reading them.
