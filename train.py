@@ -4,6 +4,7 @@ Trains a ladder of models, each grown from the one before:
 python train.py --config=configs/ladder.py
 """
 
+import importlib.util
 from pathlib import Path
 
 from absl import flags
@@ -76,8 +77,12 @@ def main():
                 "newest tokens; lower model.short_term or model.chunk_len"
             )
 
+    lacking = [name for name in ("matplotlib", "jinja2") if not importlib.util.find_spec(name)]
+    if _REPORT.value and lacking:
+        print(f"no report will be written: {cli.missing(lacking[0])}")
+
     def report(path: Path) -> None:
-        if not _REPORT.value or not processes.is_first():
+        if not _REPORT.value or lacking or not processes.is_first():
             return
         if processes.are_several():  # all of them would have to read the checkpoint
             processes.run_alone(Path(__file__).with_name("report.py"), f"--workdir={path}")

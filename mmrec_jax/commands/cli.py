@@ -14,6 +14,14 @@ from mmrec_jax.commands.compiled_programs import keep_compiled
 from mmrec_jax.errors import UserError, nearest
 from mmrec_jax.waiting import show_waiting
 
+# Packages that only some commands need, and the part of the installation that brings each.
+EXTRAS = {
+    "matplotlib": "report",
+    "jinja2": "report",
+    "tensorflow_datasets": "tfds",
+    "pyarrow": "parquet",
+}
+
 
 def run(
     main: Callable[[], None],
@@ -42,10 +50,19 @@ def run(
         app.run(_checked(main, required, cached), flags_parser=_parse)
     except UserError as error:
         fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        fail(missing(error.name))
     except KeyboardInterrupt:
         fail("interrupted", exit_code=128 + signal.SIGINT)
     except OSError as error:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def missing(package: str) -> str:
+    """What to say if one of EXTRAS is not installed."""
+    return f"{package} is not installed; in the repository, pip install '.[{EXTRAS[package]}]'"
 
 
 def require(*names: str) -> None:

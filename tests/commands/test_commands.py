@@ -41,6 +41,25 @@ def test_a_glob_that_matches_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        (["eval.py"], "matplotlib", "report"),
+        (["train.py", "--config=configs/shakespeare.py"], "tensorflow_datasets", "tfds"),
+    ],
+)
+def test_a_part_that_is_not_installed(tmp_path, command, package, extra):
+    script = tmp_path / "without.py"
+    script.write_text(
+        f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = sys.argv[1:]\n"
+        "sys.path.insert(0, ''); runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    result = run(str(script), *command, f"--workdir={tmp_path / 'run'}")
+    assert one_error_line(result) == (
+        f"error: {package} is not installed; in the repository, pip install '.[{extra}]'"
+    )
+
+
 def test_values_that_do_not_fit_together(tmp_path):
     flags = train_flags(tmp_path / "run", model__dim=18, model__num_heads=4)
     line = one_error_line(run("train.py", *flags))
