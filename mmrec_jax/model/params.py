@@ -35,7 +35,9 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
 
 def param_shapes(config: ModelConfig) -> Params:
     """The parameters by shape and dtype, without their values."""
-    return nnx.to_pure_dict(_abstract(config, False)[1])
+    shapes = nnx.to_pure_dict(_abstract(config, False)[1])
+    # Without the mesh, if any, under which the model was first traced.
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
 
 
 def stack_layers(tree: Any) -> Any:

@@ -166,6 +166,13 @@ def test_a_run_with_stacked_layers_is_saved_and_grows_like_any_other(runs, tmp_p
         np.testing.assert_allclose(x, y, atol=1e-4)
 
 
+def test_the_shapes_of_parameters_do_not_depend_on_where_they_were_first_asked_for():
+    cfg = small(2, 4, model__dim=24)  # a model that no other test has
+    with jax.set_mesh(make_mesh(cfg, jax.devices())):
+        param_shapes(cfg.model)
+    assert all(x.sharding is None for x in jax.tree.leaves(param_shapes(cfg.model)))
+
+
 @pytest.mark.slow
 def test_growth_does_not_depend_on_the_devices(runs, tmp_path, capsys):
     starts = {}
