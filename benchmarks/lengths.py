@@ -1,7 +1,7 @@
 """Times the training step at several lengths of the text, beside a Transformer's and an LSTM's.
 
-    python -m benchmarks.lengths                                     # tiny: 2,048 tokens per step
-    python -m benchmarks.lengths --tokens=32768 --lengths=256,32768  # for a GPU
+    python -m benchmarks.lengths                                   # tiny: 2,048 tokens per step
+    python -m benchmarks.lengths --tokens=8192 --lengths=256,8192  # for a GPU
 
 A step has as many tokens at each length, so a longer text means fewer of them. MM-Rec is timed with
 its recurrence by the scan and, beyond one interval of it, in parallel; the other models (see
@@ -29,14 +29,17 @@ def main():
     import jax
 
     from mmrec_jax.config import from_mapping
+    from mmrec_jax.errors import UserError
     from mmrec_jax.tables import print_table
 
     config = from_mapping(_CONFIG.value)
     device = jax.devices()[0]
     title = f"{config.name}, {config.model.dtype}, on {device.device_kind} (jax {jax.__version__})"
     rows = []
-    for length in map(int, _LENGTHS.value):
-        rows += _measure(config, length, device)
+    for length in _LENGTHS.value:
+        if not length.isdecimal() or int(length) < 1:
+            raise UserError(f"--lengths has {length!r}; give numbers of tokens")
+        rows += _measure(config, int(length), device)
     names = ("tokens", "model", "sizes", "ms per step", "tokens/s", "times the first")
     print_table((*names, "estimated, ms"), rows, texts=3, wide=True, title=title)
 

@@ -40,7 +40,7 @@ def run(
         cached: whether programs are kept for later commands, and taken from earlier ones; not for a
             command that shows what it takes to compile them.
         keeps_memory: whether the process keeps freed memory, with which training steps are faster,
-            but compiling takes a quarter longer (process.py).
+            but compiling takes longer (process.py).
     """
     if keeps_memory:
         process.keep_freed_memory()

@@ -20,18 +20,22 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import memory, memory_sequence, saliency
-from mmrec_jax.model.bank import INITIAL_SALIENCY, Saliency
+from mmrec_jax.model.bank import Saliency
 from mmrec_jax.model.fused_scan import fused_scan
+from mmrec_jax.model.initializers import (
+    LECUN_NORMAL,
+    SALIENCY_GAIN,
+    SATURATED,
+    SMALL,
+    initial_saliency,
+    matching_queries,
+    spread_decays,
+)
 from mmrec_jax.model.ops import Linear, affine, dropout
 from mmrec_jax.model.over_time import NO_EFFORT, Effort, Shooting, Solver, serial
 from mmrec_jax.model.recurrence import CoreInputs, CoreWeights, recurrence, states_before
 
 NORM_EPS = 1e-4  # added to the *sum* of squares, so that padding with zeros changes nothing
-# s and lambda are this times sqrt(K) times the mean of their channels of p. These channels learn
-# alike, so the mean changes as fast as each of them, and with it what the bank holds. Other values
-# were measured in docs/memory.md.
-SALIENCY_GAIN = 1 / 16
-INITIAL_FADING = -1.0  # the logit of lambda, log(1 + exp(-1)) = 0.3
 
 
 class LayerState(NamedTuple):
@@ -100,57 +104,6 @@ class MLP(nnx.Module):
         return self.down(nnx.gelu(self.up(x)))
 
 
-def compiled(initializer):
-    """An initializer as a program of its own, which parameters of the same shape share.
-
-    One program for all parameters would take several times as long to compile.
-    """
-    return jax.jit(initializer, static_argnums=(1, 2))
-
-
-_LECUN_NORMAL = compiled(nnx.initializers.lecun_normal())
-_SMALL = compiled(nnx.initializers.normal(0.02))
-_SATURATED = compiled(nnx.initializers.constant(4.0))
-
-
-@compiled
-def _spread_decays(key, shape, dtype):
-    """Biases for which sigma increases evenly from 0.5 to 0.998 over the channels."""
-    decay = jnp.linspace(0.5, 0.998, shape[0], dtype=dtype)
-    return jnp.log(decay / (1 - decay))
-
-
-@functools.cache
-def _initial_saliency(config: ModelConfig):
-    """Initializer of the biases of W_fused: zero except those of p."""
-
-    def init(key, shape, dtype):
-        p = jnp.repeat(jnp.array([INITIAL_SALIENCY, INITIAL_FADING], dtype), config.head_dim // 2)
-        p = jnp.tile(p / (SALIENCY_GAIN * config.head_dim**0.5), config.num_heads)
-        return jnp.zeros(shape, dtype).at[4 * config.dim : 5 * config.dim].set(p)
-
-    return compiled(init)
-
-
-@functools.cache
-def _matching_queries(config: ModelConfig):
-    """Initializer of W_fused: in heads with shifted keys, q starts equal to k.
-
-    So equal tokens match from the first step on, and copying what came after an earlier occurrence
-    is learned hundreds of steps sooner, whatever the seed.
-    """
-
-    def init(key, shape, dtype):
-        maps = nnx.initializers.lecun_normal()(key, shape, dtype)
-        if not config.shifted_keys:
-            return maps
-        by_head = maps.reshape(shape[0], 6, config.num_heads, config.head_dim)
-        q, k = 0, 1
-        return by_head.at[:, q, ::2].set(by_head[:, k, ::2]).reshape(shape)
-
-    return compiled(init)
-
-
 class Block(nnx.Module):
     """A block, as defined at the top of this file. Attributes are named as in the equations."""
 
@@ -158,17 +111,17 @@ class Block(nnx.Module):
         self.config = config
         dim = config.dim
         dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": param_dtype(config)}
-        linear = functools.partial(Linear, kernel_init=_LECUN_NORMAL, **dtypes, rngs=rngs)
-        narrow_mlp = functools.partial(MLP, linear, dim, dim // 4, kernel_init=_SMALL)
+        linear = functools.partial(Linear, kernel_init=LECUN_NORMAL, **dtypes, rngs=rngs)
+        narrow_mlp = functools.partial(MLP, linear, dim, dim // 4, kernel_init=SMALL)
         self.norm1 = RMSNorm(config)
         self.W_fused = linear(
             dim,
             6 * dim,
-            kernel_init=_matching_queries(config),
-            bias_init=_initial_saliency(config),
+            kernel_init=matching_queries(config),
+            bias_init=initial_saliency(config),
         )
-        self.mlp_gamma = narrow_mlp(bias_init=_spread_decays)
-        self.mlp_context = narrow_mlp(bias_init=_SATURATED)
+        self.mlp_gamma = narrow_mlp(bias_init=spread_decays)
+        self.mlp_context = narrow_mlp(bias_init=SATURATED)
         self.W_g = linear(dim, dim)
         self.W_m = linear(2 * dim, dim)  # rows: z, then h
         self.W_q = linear(dim, dim)

@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.model import layout
 from mmrec_jax.model.bank import Saliency
-from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, Weights, compiled, param_dtype
+from mmrec_jax.model.block import Aux, Block, LayerState, RMSNorm, Weights, param_dtype
+from mmrec_jax.model.initializers import compiled
 from mmrec_jax.model.memory import FOUND, MemoryState, Place, Segments
 from mmrec_jax.model.over_time import NO_EFFORT, Effort
 
