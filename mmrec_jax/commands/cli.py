@@ -56,6 +56,8 @@ def run(
         fail(missing(error.name))
     except KeyboardInterrupt:
         fail("interrupted", exit_code=128 + signal.SIGINT)
+    except BrokenPipeError:  # who reads the output, such as `head`, has enough of it
+        os._exit(128 + signal.SIGPIPE)
     except OSError as error:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 
