@@ -1,6 +1,7 @@
 """Small runs for the tests of training: commands as a user types them, and their results."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,12 +73,16 @@ def run(script: str, *flags: str, cwd: Path = ROOT) -> subprocess.CompletedProce
 
 
 def one_error_line(result: subprocess.CompletedProcess) -> str:
-    """The only line on standard error of a failed command, which must not print a traceback."""
+    """The error line of a failed command: its last one, after what it was waiting for, if anything.
+
+    No traceback may be printed.
+    """
     assert result.returncode != 0
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
+    *waited, line = result.stderr.strip().splitlines()
+    assert line.startswith("error: "), result.stderr
+    assert not [x for x in waited if not re.match("(reading|evaluating|preparing) ", x)], waited
     assert "Traceback" not in result.stdout
-    return lines[0]
+    return line
 
 
 def final_params(workdir: Path) -> list[np.ndarray]:
