@@ -4,7 +4,6 @@ python -m benchmarks.report
 python -m benchmarks.report --steps=100000
 """
 
-import json
 import math
 import random
 import tempfile
@@ -21,6 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to keep the run in; by d
 
 def main():
     from configs import tiny
+    from mmrec_jax import checksums
     from mmrec_jax.config import from_mapping
     from mmrec_jax.report.page import write_report
 
@@ -30,7 +30,7 @@ def main():
         (workdir / "config.json").write_text(from_mapping(tiny.get_config()).to_json())
         with (workdir / "metrics.jsonl").open("w") as file:
             for line in made_up(_STEPS.value):
-                file.write(json.dumps(line) + "\n")
+                file.write(checksums.sealed(line))
         size = (workdir / "metrics.jsonl").stat().st_size
         print(f"{_STEPS.value:,} steps, metrics.jsonl of {size / 1e6:,.0f} MB")
         start = time.perf_counter()

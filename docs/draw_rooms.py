@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs/images/rooms.png"
 PACKAGE = "mmrec_jax"
 # Nearly every room imports these, so they get no arrows.
-FOUNDATION = ["config", "knobs", "files", "errors", "tables", "waiting"]
+FOUNDATION = ["config", "knobs", "files", "checksums", "errors", "tables", "waiting"]
 WIDTH, HEIGHT = 6.0, 0.74  # of a floor
 
 
@@ -82,7 +82,8 @@ def _draw_room(axes, room: str, x: float, y: float, width: float) -> None:
     box.set(facecolor="#f3f6fa", edgecolor="#555f6d")
     axes.add_patch(box)
     inside = "" if room in FOUNDATION else textwrap.fill(modules(room), int(15 * width))
-    axes.text(x + 0.15, y - 0.17, room, weight="bold", va="center", size=10)
+    size = 8 if room in FOUNDATION else 10
+    axes.text(x + 0.15, y - 0.17, room, weight="bold", va="center", size=size)
     axes.text(x + 0.15, y - 0.29, inside, va="top", size=7, linespacing=1.15)
 
 

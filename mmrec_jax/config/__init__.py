@@ -7,13 +7,12 @@ made from it.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from mmrec_jax import knobs
+from mmrec_jax import checksums, knobs
 from mmrec_jax.config.data import FILE_SOURCES, DataConfig
 from mmrec_jax.config.model import ModelConfig
 from mmrec_jax.config.training import GrowthConfig, MeshConfig, TrainConfig
@@ -81,8 +80,9 @@ class Config(Section):
         return self.train.seq_len > self.model.short_term + self.model.chunk_len
 
     def to_json(self) -> str:
+        """The text of config.json."""
         values = {"memory_version": MEMORY_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(values, indent=2) + "\n"
+        return checksums.sealed(values, indent=2)
 
 
 def default_config() -> ml_collections.ConfigDict:

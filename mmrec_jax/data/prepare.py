@@ -25,6 +25,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from mmrec_jax import checksums
+from mmrec_jax.checksums import Damaged
 from mmrec_jax.config import Config
 from mmrec_jax.data.corpus import SPLITS, Corpus, Piece, split_pieces
 from mmrec_jax.data.encoding import blocks, encoder
@@ -33,10 +35,8 @@ from mmrec_jax.data.sources import open_corpus
 from mmrec_jax.data.stretches import SharedEncoding, Stretch, stretches
 from mmrec_jax.data.token_cache import (
     VERSION,
-    Damaged,
     Prepared,
     open_prepared,
-    text_digest,
 )
 from mmrec_jax.data.token_files import TokenCounts, TokenWriter
 from mmrec_jax.data.tokenizers import (
@@ -125,7 +125,7 @@ def _name(corpus: Corpus, scan: Scan, config: Config) -> str:
     elif kind != "byte":
         tokenizer["vocab_size"] = config.model.vocab_size
     shares = [part.shares for part in corpus.parts]
-    key = text_digest(json.dumps([VERSION, scan.digest, shares, tokenizer]))
+    key = checksums.of_text(json.dumps([VERSION, scan.digest, shares, tokenizer]))
     return f"{data.source}-{kind}-{key}"
 
 
@@ -232,7 +232,7 @@ def _join(
 ) -> TokenCounts:
     """Makes the folder of token files from all stretches; the counts of all splits together."""
     index = {"version": VERSION, "dtype": dtype.name}
-    index |= {"tokenizer": text_digest(tokenizer.to_json()), "splits": {}}
+    index |= {"tokenizer": checksums.of_text(tokenizer.to_json()), "splits": {}}
     total = TokenCounts()
     with new_folder(folder) as partial:
         for name in SPLITS:
@@ -248,7 +248,7 @@ def _join(
             index["splits"][name] = described | writer.close()
             total = total.plus(counts)
         (partial / "tokenizer.json").write_text(tokenizer.to_json())
-        (partial / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (partial / "index.json").write_text(checksums.sealed(index, indent=2))
     return total
 
 

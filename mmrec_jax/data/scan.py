@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from mmrec_jax import checksums
 from mmrec_jax.config import DataConfig
 from mmrec_jax.data.corpus import Corpus
-from mmrec_jax.data.token_cache import VERSION, text_digest
+from mmrec_jax.data.token_cache import VERSION
 from mmrec_jax.files import write_text
 
 
@@ -35,9 +36,9 @@ def scan_corpus(corpus: Corpus, root: Path, config: DataConfig) -> Scan:
             del how[name]
         stats = [(path, path.stat()) for path in corpus.files]
         files = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-        known = root / "scans" / f"{text_digest(json.dumps([VERSION, how, files]))}.json"
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return Scan(**json.loads(known.read_text()))
+        known = root / "scans" / f"{checksums.of_text(json.dumps([VERSION, how, files]))}.json"
+        with contextlib.suppress(checksums.Damaged, TypeError):
+            return Scan(**checksums.read_sealed(known))
     digest, characters = hashlib.blake2b(digest_size=16), []
     for part in corpus.parts:
         digest.update(b"\xfe")  # UTF-8 contains neither this byte nor 0xff
@@ -50,5 +51,5 @@ def scan_corpus(corpus: Corpus, root: Path, config: DataConfig) -> Scan:
     if known:
         with contextlib.suppress(OSError):  # the corpus is read again next time
             known.parent.mkdir(exist_ok=True)
-            write_text(known, json.dumps(scan._asdict()))
+            write_text(known, checksums.sealed(scan._asdict()))
     return scan

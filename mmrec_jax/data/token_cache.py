@@ -1,7 +1,5 @@
 """The cache of token files, and the check that they are intact."""
 
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmrec_jax.data.token_files import TokenCounts, TokenReader, checksum
+from mmrec_jax import checksums
+from mmrec_jax.checksums import Damaged
+from mmrec_jax.data.token_files import TokenCounts, TokenReader
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
 from mmrec_jax.files import new_folder
 
@@ -34,10 +34,6 @@ class Prepared(NamedTuple):
     splits: dict[str, PreparedSplit]
 
 
-class Damaged(Exception):
-    """Token files are missing, unreadable, or differ from what was written."""
-
-
 def open_prepared(folder: Path, check: bool = False) -> Prepared:
     """Opens token files.
 
@@ -48,19 +44,19 @@ def open_prepared(folder: Path, check: bool = False) -> Prepared:
         Damaged: a file is missing, unreadable, or differs from what was written.
     """
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = checksums.read_sealed(folder / "index.json")
         tokenizer_json = (folder / "tokenizer.json").read_text()
         if check:
             _check(folder, index, tokenizer_json)
         tokenizer = tokenizer_from_json(tokenizer_json)
         splits = {}
         for name, values in index["splits"].items():
-            paths = [folder / file["name"] for file in values["files"]]
+            paths = [folder / _plain(file["name"]) for file in values["files"]]
             reader = TokenReader(paths, np.dtype(index["dtype"]), tokenizer.document)
             counts = TokenCounts(**values["counts"])
             parts = tuple(values.get("part_tokens", [counts.tokens]))  # older runs do not have it
             splits[name] = PreparedSplit(reader, counts, values["digest"], parts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{folder} cannot be read ({error})") from error
     return Prepared(folder, tokenizer, splits)
 
@@ -75,7 +71,7 @@ def copy_splits(prepared: Prepared, names: tuple[str, ...], folder: Path) -> Non
         return
     except Damaged:
         shutil.rmtree(folder, ignore_errors=True)
-    index = json.loads((prepared.folder / "index.json").read_text())
+    index = checksums.read_sealed(prepared.folder / "index.json")
     index["splits"] = {name: index["splits"][name] for name in names}
     files = [file["name"] for split in index["splits"].values() for file in split["files"]]
     with new_folder(folder) as partial:
@@ -84,11 +80,18 @@ def copy_splits(prepared: Prepared, names: tuple[str, ...], folder: Path) -> Non
                 os.link(prepared.folder / name, partial / name)
             except OSError:  # another disk
                 shutil.copy2(prepared.folder / name, partial / name)
-        (partial / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (partial / "index.json").write_text(checksums.sealed(index, indent=2))
+
+
+def _plain(name: str) -> str:
+    """The name of a file that lies in the folder itself."""
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is not the name of a token file")
+    return name
 
 
 def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
-    if text_digest(tokenizer_json) != index["tokenizer"]:
+    if checksums.of_text(tokenizer_json) != index["tokenizer"]:
         raise Damaged(f"{folder / 'tokenizer.json'} has changed")
     files = [file for split in index["splits"].values() for file in split["files"]]
     small = sum(file["bytes"] for file in files) <= ALWAYS_CHECKED
@@ -98,9 +101,5 @@ def _check(folder: Path, index: dict, tokenizer_json: str) -> None:
         if stat.st_size != file["bytes"]:
             raise Damaged(f"{path} has {stat.st_size:,} bytes instead of {file['bytes']:,}")
         suspect = small or stat.st_mtime_ns != file["changed"]
-        if suspect and checksum(path) != file["checksum"]:
+        if suspect and checksums.of_file(path) != file["checksum"]:
             raise Damaged(f"{path} does not match its checksum")
-
-
-def text_digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

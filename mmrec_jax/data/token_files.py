@@ -13,6 +13,7 @@ import numpy as np
 from array_record.python import array_record_module
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from mmrec_jax import checksums
 from mmrec_jax.errors import UserError
 
 RECORD = 8192  # tokens per record
@@ -63,7 +64,7 @@ class TokenWriter:
         for path in self.paths:
             stat = path.stat()
             file = {"name": path.name, "bytes": stat.st_size, "changed": stat.st_mtime_ns}
-            files.append({**file, "checksum": checksum(path)})
+            files.append({**file, "checksum": checksums.of_file(path)})
         return {"digest": self._digest.hexdigest(), "files": files}
 
     def _close_file(self) -> None:
@@ -115,9 +116,3 @@ class TokenReader:
         documents = before + np.cumsum(tokens == self._document) - 1
         here = slice(start - first * RECORD, stop - first * RECORD)
         return tokens[here].astype(np.int32), documents[here].astype(np.int32)
-
-
-def checksum(path: Path) -> str:
-    """The checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

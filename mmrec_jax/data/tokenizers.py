@@ -227,22 +227,36 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return tokenizer_from_json(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-    except Exception as error:  # the library raises plain Exception
+    except ValueError as error:
         raise UserError(f"{path} is not a tokenizer.json: {error}") from error
 
 
 def tokenizer_from_json(text: str) -> Tokenizer:
-    """The tokenizer that `to_json`, or the `tokenizers` library, turned into this text."""
-    match json.loads(text):
-        case {"kind": "char", "characters": characters}:
+    """The tokenizer that `to_json`, or the `tokenizers` library, turned into this text.
+
+    Raises:
+        ValueError: it is not a tokenizer.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    match values:
+        case {"kind": "char", "characters": str(characters)}:
             return CharTokenizer(characters)
-        case {"kind": "word", "words": words}:
+        case {"kind": "word", "words": [*words]} if all(isinstance(word, str) for word in words):
             return WordTokenizer(words)
         case {"kind": "byte"}:
             return ByteTokenizer()
         case {"kind": "subword", "tokenizer": tokenizer}:
             text = json.dumps(tokenizer)
-    return SubwordTokenizer(hf.Tokenizer.from_str(text))
+    try:
+        tokenizer = SubwordTokenizer(hf.Tokenizer.from_str(text))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(" ".join(str(error).split())) from error
+    if None in tokenizer.tokens:
+        raise ValueError("its ids are not the numbers from 0 on")
+    return tokenizer
 
 
 def document_tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:

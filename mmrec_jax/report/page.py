@@ -26,7 +26,7 @@ from mmrec_jax.report.drawing import draw_for_page, shorten
 from mmrec_jax.report.model_parts import read_model
 from mmrec_jax.report.run_log import RULE, RunLog, gap_rows, judge, read_log, read_status
 from mmrec_jax.runs.checkpoints import Checkpoints
-from mmrec_jax.runs.workdir import has_checkpoints, read_config, run_names
+from mmrec_jax.runs.workdir import has_checkpoints, read_config, read_data, run_names
 from mmrec_jax.waiting import waiting
 
 MOST_ROWS = 60  # of a table; a longer one shows only its first and last rows
@@ -172,11 +172,11 @@ def _what(path: Path, config: Config) -> list[tuple[str, str]]:
     which = {**dict.fromkeys(FILE_SOURCES, data.mixture or data.path), "tfds": data.tfds_name}
     rows = [("corpus", f"{data.source} {which.get(data.source, '')}".strip())]
     try:
-        tokens = json.loads((path / "data.json").read_text())["tokens"]
+        tokens = read_data(path)["tokens"]
         rows.append(("tokens", ", ".join(f"{name} {count:,}" for name, count in tokens.items())))
         kind = json.loads((path / "tokenizer.json").read_text())["kind"]
         rows.append(("tokenizer", f"{data.tokenizer} ({kind}), V {config.model.vocab_size:,}"))
-    except (OSError, ValueError, KeyError):
+    except (OSError, UserError, ValueError, KeyError):
         rows.append(("tokenizer", data.tokenizer))
     if config.init_from:
         rows.append(("grown from", f"{config.init_from}, {config.growth.checkpoint} checkpoint"))

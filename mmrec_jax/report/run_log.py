@@ -1,13 +1,12 @@
 """Reads the log of a run (metrics.jsonl), and derives its status and a verdict on its fit."""
 
-import io
-import json
 from array import array
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from mmrec_jax.runs.metrics import read_lines
 from mmrec_jax.runs.workdir import is_training
 
 _COLUMNS = (
@@ -25,21 +24,15 @@ class RunLog(NamedTuple):
 
 
 def read_log(workdir: Path) -> RunLog:
-    """Reads metrics.jsonl, which may be missing or end in a half-written line."""
+    """Reads metrics.jsonl, which may be missing."""
     columns = {name: array("d") for name in _COLUMNS}
     others: dict[str, list[dict]] = {"evaluation": [], "epoch": [], "event": []}
-    path = workdir / "metrics.jsonl"
-    with path.open() if path.exists() else io.StringIO() as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if line["kind"] == "train":
-                for name, column in columns.items():
-                    column.append(line.get(name, np.nan))
-            elif line["kind"] in others:
-                others[line["kind"]].append(line)
+    for line in read_lines(workdir):
+        if line.get("kind") == "train":
+            for name, column in columns.items():
+                column.append(line.get(name, np.nan))
+        elif line.get("kind") in others:
+            others[line["kind"]].append(line)
     train = {name: np.array(column) for name, column in columns.items()}
     return RunLog(train, others["evaluation"], others["epoch"], others["event"])
 

@@ -14,11 +14,17 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mmrec_jax import checksums
+from mmrec_jax.checksums import Damaged
+from mmrec_jax.commands import processes
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.step import TrainState
 from mmrec_jax.model.params import Params
 
 NAMES = ("best", "latest", "final")
+UNREADABLE = "unreadable_checkpoints"  # folder of a workdir, for those that are set aside
+_MARKS = ("_CHECKPOINT_METADATA", "commit_success.txt")  # change when a checkpoint is complete
+_JSON = ocp.args.JsonRestore()
 _METRIC = "validation_loss"
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax also raises what it logs
@@ -31,6 +37,18 @@ class Checkpoints:
         """Opens a directory, or creates it; `keep` newest checkpoints stay besides the best."""
         self.directory = directory.absolute()
         self._keep, self._read_only = keep, read_only
+        self._step_to_seal: int | None = None
+        self._problems: list[str] = []  # for restore_newest to tell
+        for path in self.directory.glob("[0-9]*/metrics"):  # which Orbax is going to read
+            try:
+                checksums.verify_folder(path.parent, [path.name])
+            except Damaged as damage:
+                if read_only:
+                    raise UserError(
+                        f"checkpoint {path.parent.name} is damaged: {damage}; move {path.parent} "
+                        "elsewhere, or run train.py again, which does so"
+                    ) from damage
+                self._problems.append(self._set_aside(int(path.parent.name), str(damage)))
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -39,6 +57,7 @@ class Checkpoints:
 
         # The preservation policy overrides best_fn in deciding what is kept, but the manager
         # needs best_fn to write the metrics and to find the best step.
+        writing = ocp.AsyncOptions(post_finalization_callback=self._seal)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(self._keep),
@@ -58,8 +77,24 @@ class Checkpoints:
                 create=not self._read_only,
                 read_only=self._read_only,
                 enable_async_checkpointing=not self._read_only,
+                async_options=None if self._read_only else writing,
             ),
         )
+
+    def _seal(self) -> None:
+        """Writes the checksums of a checkpoint, just before it becomes complete."""
+        step = str(self._step_to_seal)  # followed by a suffix as long as it is incomplete
+        (folder,) = (x for x in self.directory.iterdir() if x.name.split(".")[0] == step)
+        checksums.seal_folder(folder, without=_MARKS)
+
+    def _verify(self, step: int, *items: str) -> None:
+        """Verifies the checksums of items of a checkpoint, if that was not done before."""
+        try:
+            checksums.verify_folder(self.directory / str(step), items)
+        except Damaged as damage:
+            others = ", ".join(str(other) for other in self.steps() if other != step)
+            instead = f"use another --checkpoint ({others})" if others else "train again"
+            raise UserError(f"checkpoint {step} is damaged: {damage}; {instead}") from damage
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, oldest first."""
@@ -89,6 +124,8 @@ class Checkpoints:
             progress=ocp.args.JsonSave(progress),
         )
         with self._saving():
+            self._manager.wait_until_finished()
+            self._step_to_seal = step
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def wait(self) -> None:
@@ -145,9 +182,13 @@ class Checkpoints:
         )
 
     def progress(self, step: int) -> dict:
-        """The progress saved with a state."""
-        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).progress
+        """The progress saved with a state.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        self._verify(step, "progress")
+        return self._read(step, progress=_JSON).progress
 
     def restore_params(self, step: int, like: Params) -> Params:
         """The parameters of a step, with the structure, dtypes and placement of `like`.
@@ -155,7 +196,8 @@ class Checkpoints:
         Raises:
             UserError: they cannot be read.
         """
-        return self._restore(step, params=like).params
+        self._verify(step, "params")
+        return self._read(step, params=_as(like)).params
 
     def restore_state(self, step: int, like: TrainState) -> TrainState:
         """The complete state of a step, with the structure, dtypes and placement of `like`.
@@ -163,16 +205,19 @@ class Checkpoints:
         Raises:
             UserError: it cannot be read.
         """
+        self._verify(step, "params", "training")
+        return self._read_state(step, like)
+
+    def _read_state(self, step: int, like: TrainState) -> TrainState:
         rest = like._replace(params=None)
-        items = self._restore(step, params=like.params, training=_nonempty(rest))
+        items = self._read(step, params=_as(like.params), training=_as(_nonempty(rest)))
         leaves, structure = jax.tree.flatten(rest)
         restored = iter(jax.tree.leaves(items.training))
         training = structure.unflatten(next(restored) if x.size else _empty(x) for x in leaves)
         return training._replace(params=items.params)
 
-    def _restore(self, step: int, **like: Any) -> Any:
-        abstract = jax.tree.map(_placed, like)
-        items = {name: ocp.args.StandardRestore(item) for name, item in abstract.items()}
+    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        """Reads items of a checkpoint without verifying them."""
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
@@ -186,28 +231,46 @@ class Checkpoints:
         """State and progress of the newest readable checkpoint; None if there are no checkpoints.
 
         Newer, unreadable ones are moved to `unreadable_checkpoints` in the workdir, and `warn`
-        gets a line about each.
+        gets a line about each. Several processes share the work of verifying checksums.
 
         Raises:
             UserError: there are checkpoints, but none can be read.
         """
+        for problem in self._problems:
+            warn(problem)
         steps = self.steps()
-        for step in reversed(steps):
+        for step, before in reversed(list(zip(steps, [None, *steps], strict=False))):
             try:
-                progress = self.progress(step)
-                return self.restore_state(step, like), progress
+                self._verify_together(step)
+                return self._read_state(step, like), self._read(step, progress=_JSON).progress
             except Exception as error:
-                aside = self.directory.parent / "unreadable_checkpoints"
-                warn(f"checkpoint {step} cannot be read ({_reason(error)}); moved to {aside}")
+                reason = f"{error}" if isinstance(error, Damaged) else _reason(error)
                 self._manager.close()
-                if jax.process_index() == 0:
-                    aside.mkdir(exist_ok=True)
-                    number = len(list(aside.iterdir()))
-                    (self.directory / str(step)).rename(aside / f"{step}-{number}")
+                problem = self._set_aside(step, reason)
+                warn(problem + (f"; going back to step {before}" if before is not None else ""))
                 self._manager = self._open()  # which waits for process 0
         if steps:
             raise UserError(f"no checkpoint in {self.directory} can be read; use a new --workdir")
         return None
+
+    def _verify_together(self, step: int) -> None:
+        """Verifies all files; raises Damaged in all processes if one of them finds damage."""
+        problem, share = "", (jax.process_index(), jax.process_count())
+        try:
+            checksums.verify_folder(self.directory / str(step), share=share)
+        except Damaged as damage:
+            problem = str(damage)
+        for found in filter(None, processes.tell_all(problem)):
+            raise Damaged(found)
+
+    def _set_aside(self, step: int, reason: str) -> str:
+        """Moves an unreadable checkpoint out of the way; returns a line about it."""
+        aside = self.directory.parent / UNREADABLE
+        if processes.is_first():
+            aside.mkdir(exist_ok=True)
+            number = len(list(aside.iterdir()))
+            (self.directory / str(step)).rename(aside / f"{step}-{number}")
+        return f"checkpoint {step} cannot be read ({reason}); moved to {aside}"
 
     def close(self) -> None:
         self.wait()
@@ -217,6 +280,10 @@ class Checkpoints:
 def _nonempty(tree: Any) -> Any:
     """A tree without arrays of size zero (a memory without slots), which Orbax cannot save."""
     return jax.tree.map(lambda x: x if x.size else None, tree)
+
+
+def _as(like: Any) -> ocp.args.StandardRestore:
+    return ocp.args.StandardRestore(jax.tree.map(_placed, like))
 
 
 def _placed(like: Any) -> jax.ShapeDtypeStruct:

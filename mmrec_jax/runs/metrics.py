@@ -1,81 +1,32 @@
-"""The logged numbers of a run: metrics.jsonl and TensorBoard files."""
+"""Reads the numbers that a run has logged in metrics.jsonl."""
 
-import json
-import os
-import time
+import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
-from mmrec_jax.files import write_text
+from mmrec_jax import checksums
+from mmrec_jax.checksums import Damaged
 
 
-class MetricsWriter:
-    """Appends to metrics.jsonl and to TensorBoard files."""
+def read_lines(workdir: Path) -> Iterator[dict]:
+    """The lines of metrics.jsonl, which may be missing, without those that are damaged.
 
-    def __init__(self, workdir: Path, resume_step: int):
-        """Opens both, and drops the lines of steps after `resume_step` (-1 drops all lines)."""
-        path = workdir / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _is_kept(line, resume_step)]
-            write_text(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)  # a report may read it during the run
-        # EventsWriter rather than SummaryWriter: a full disk kills the thread of the latter, and
-        # closing it then waits forever.
-        events = workdir / "tensorboard"
-        events.mkdir(exist_ok=True)
-        self._tensorboard = EventsWriter(str(events / "events"), filename_suffix=f".{os.getpid()}")
-        if resume_step > 0:  # TensorBoard drops what an earlier process wrote from this step on
-            start = SessionLog(status=SessionLog.START)
-            self._event(resume_step + 1, session_log=start)
-
-    def _event(self, step: int, **content: Any) -> None:
-        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Writes a line, and unless it is an event, a scalar `kind/name` for each number in it."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        scalars = [
-            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-            for name, value in values.items()
-            if isinstance(value, (int, float)) and kind != "event"
-        ]
-        if scalars:
-            self._event(step, summary=Summary(value=scalars))
-
-    def flush(self) -> None:
-        self._file.flush()
-        self._tensorboard.flush()
-
-    def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
-
-
-class NoMetrics:
-    """Takes the place of a `MetricsWriter` in processes that do not write."""
-
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def _is_kept(line: str, resume_step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= resume_step
-    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
-        return False
+    The last line may be half written. If others are damaged, that is said on standard error.
+    """
+    path, damaged = workdir / "metrics.jsonl", []
+    with path.open(errors="replace") if path.exists() else io.StringIO() as file:
+        for number, text in enumerate(file, 1):
+            try:
+                yield checksums.unsealed(text)
+            except Damaged:
+                if text.endswith("\n"):
+                    damaged.append(number)
+    if damaged:
+        lines = "line" if len(damaged) == 1 else f"{len(damaged):,} lines, the first of them"
+        print(f"{path}: {lines} {damaged[0]:,} is damaged and left out", file=sys.stderr)
 
 
 def read_metrics(workdir: Path, kind: str) -> list[dict]:
     """The lines of one kind ("train", "evaluation", "epoch", "event") in metrics.jsonl."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+    return [line for line in read_lines(workdir) if line.get("kind") == kind]

@@ -6,7 +6,7 @@ checkpoints/  metrics.jsonl  tensorboard/  report.html  report/  eval.json  trai
 
 import contextlib
 import dataclasses
-import json
+import shutil
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,16 +15,18 @@ from typing import NamedTuple
 import filelock
 from jax.sharding import Mesh
 
+from mmrec_jax import checksums
+from mmrec_jax.checksums import Damaged
 from mmrec_jax.config import MEMORY_VERSION, Config, differences, from_mapping
 from mmrec_jax.data.corpus import HELD_OUT, SPLITS
 from mmrec_jax.data.dataset import Dataset, Split, load_dataset, open_split
-from mmrec_jax.data.token_cache import Damaged, copy_splits, open_prepared
-from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
+from mmrec_jax.data.token_cache import copy_splits, open_prepared
+from mmrec_jax.data.tokenizers import Tokenizer, load_tokenizer
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import is_leftover, write_text
 from mmrec_jax.learning.sharding import placed
 from mmrec_jax.model.params import Params, param_shapes
-from mmrec_jax.runs.checkpoints import Checkpoints
+from mmrec_jax.runs.checkpoints import UNREADABLE, Checkpoints
 
 
 class Run(NamedTuple):
@@ -83,7 +85,10 @@ def open_run(path: Path) -> Run:
     _refuse_older_model(path, config)
     if not has_checkpoints(path):
         raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
-    tokenizer = tokenizer_from_json((path / "tokenizer.json").read_text())
+    tokenizer = load_tokenizer(path / "tokenizer.json")
+    checksum = read_data(path).get("tokenizer")  # older runs do not have it
+    if checksum and checksum != checksums.of_text((path / "tokenizer.json").read_text()):
+        raise UserError(f"{path / 'tokenizer.json'} does not match its checksum in data.json")
     return Run(path, config, tokenizer, Checkpoints(path / "checkpoints", read_only=True))
 
 
@@ -94,11 +99,15 @@ def has_checkpoints(path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps other processes from training in a workdir.
+    """Keeps other processes from training in a workdir, which is created if it is missing.
 
     Raises:
-        UserError: another process is training in it.
+        UserError: another process is training in it, or it cannot be created.
     """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the workdir {path}: {error.strerror}") from error
     try:
         with filelock.FileLock(path / "training.lock", timeout=0):
             yield
@@ -120,10 +129,12 @@ def is_training(path: Path) -> bool:
 def check_config(path: Path, config: Config) -> None:
     """Checks, before anything is read or written, that a workdir is free or has this config.
 
+    It is free as long as it has no checkpoint.
+
     Raises:
         UserError: it belongs to another config or to older code, or the folder is not a workdir.
     """
-    if (path / "config.json").exists():
+    if _has_begun(path):
         saved = read_config(path)
         _refuse_older_model(path, saved)
         # A run may continue on other devices.
@@ -133,23 +144,25 @@ def check_config(path: Path, config: Config) -> None:
                 f"{path} belongs to a run with another config ({'; '.join(different)}); use "
                 "another --workdir, or the config it was started with"
             )
-    elif path.exists() and not (path.is_dir() and _is_unfinished_workdir(path)):
+    elif path.exists() and not (path.is_dir() and _is_free(path)):
         raise UserError(f"{path} exists and is not a workdir; use another --workdir")
 
 
 def prepare(path: Path, config: Config, dataset: Dataset) -> None:
-    """Creates the workdir of a run, or checks that an existing one has the same data.
+    """Fills the workdir of a run, or checks that one with a checkpoint has the same data.
 
     Raises:
-        UserError: the workdir was started on another corpus, or cannot be created.
+        UserError: the run was started on another corpus, or the workdir cannot be written.
     """
     tokenizer = dataset.tokenizer.to_json()
     tokens = {name: getattr(dataset, name).num_tokens for name in SPLITS}
     data = {"fingerprint": dataset.fingerprint, "tokens": tokens}
-    if (path / "config.json").exists():
+    data["tokenizer"] = checksums.of_text(tokenizer)
+    has_begun = _has_begun(path)
+    if has_begun:
         same = {
             "tokenizer": (path / "tokenizer.json").read_text() == tokenizer,
-            "corpus": json.loads((path / "data.json").read_text()) == data,
+            "corpus": read_data(path).items() <= data.items(),
         }
         for name in same:
             if not same[name]:
@@ -158,19 +171,33 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
                     "use another --workdir, or restore the old text"
                 )
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if not has_begun:  # what another config may have left
+            (path / "config.json").unlink(missing_ok=True)
+            shutil.rmtree(path / "data", ignore_errors=True)
         if dataset.prepared is not None:
             copy_splits(dataset.prepared, HELD_OUT, path / "data")
+        if has_begun:
+            return
+        write_text(path / "tokenizer.json", tokenizer)
+        write_text(path / "data.json", checksums.sealed(data, indent=2))
+        for leftover in filter(is_leftover, path.iterdir()):
+            leftover.unlink(missing_ok=True)
+        # Written last: config.json marks a complete workdir.
+        write_text(path / "config.json", config.to_json())
     except OSError as error:
-        raise UserError(f"cannot create the workdir {path}: {error.strerror}") from error
-    if (path / "config.json").exists():
-        return
-    write_text(path / "tokenizer.json", tokenizer)
-    write_text(path / "data.json", json.dumps(data, indent=2) + "\n")
-    for leftover in filter(is_leftover, path.iterdir()):
-        leftover.unlink(missing_ok=True)
-    # Written last: config.json marks a complete workdir.
-    write_text(path / "config.json", config.to_json())
+        raise UserError(f"cannot write the workdir {path}: {error.strerror}") from error
+
+
+def read_data(path: Path) -> dict:
+    """The number of tokens in each split of a workdir, and checksums.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return checksums.read_sealed(path / "data.json")
+    except Damaged as damage:
+        raise UserError(f"{damage}") from damage
 
 
 def read_config(path: Path) -> Config:
@@ -195,12 +222,9 @@ def _saved_values(path: Path) -> dict:
     if not (path / "config.json").exists():
         raise UserError(f"{path} is not a workdir: it has no config.json; train first")
     try:
-        values = json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise UserError(f"{path}/config.json cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}/config.json cannot be read: it is not a JSON object")
-    return values
+        return checksums.read_sealed(path / "config.json")
+    except Damaged as damage:
+        raise UserError(f"{damage}") from damage
 
 
 def _refuse_older_model(path: Path, config: Config) -> None:
@@ -212,8 +236,15 @@ def _refuse_older_model(path: Path, config: Config) -> None:
         )
 
 
-def _is_unfinished_workdir(path: Path) -> bool:
-    """Whether a folder holds nothing but what `prepare` writes before config.json."""
-    written = {"data", "data.partial", "tokenizer.json", "data.json"}
+def _has_begun(path: Path) -> bool:
+    """Whether a run has saved a checkpoint in a folder, even if it has become unreadable."""
+    return has_checkpoints(path) or (path / UNREADABLE).exists()
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a folder is a workdir in which no run has begun, or is about to become one."""
+    if (path / "config.json").exists():
+        return True
+    written = {"data", "data.partial", "tokenizer.json", "data.json", "training.lock"}
     names = {entry.name for entry in path.iterdir() if not is_leftover(entry)}
     return all(name in written or fnmatch(name, "process_*.log") for name in names)

@@ -1,7 +1,7 @@
 """What a run needs before its first step: its plan, the state to start from, and its peak."""
 
 import contextlib
-import json
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +9,8 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from mmrec_jax import checksums
+from mmrec_jax.checksums import Damaged
 from mmrec_jax.commands import processes
 from mmrec_jax.config import Config, flatten
 from mmrec_jax.data.batches import Batches, training_batches
@@ -96,9 +98,9 @@ def agree(run: Run) -> None:
     Raises:
         UserError: they have different configs, texts or code.
     """
-    config = json.loads(run.config.to_json())
+    config = flatten(dataclasses.asdict(run.config))
     mine = {
-        **{f"config.{key}": value for key, value in flatten(config).items()},
+        **{f"config.{key}": value for key, value in config.items()},
         "the corpus": run.dataset.fingerprint,
         "the revision of the code": provenance()["revision"],
     }
@@ -161,10 +163,10 @@ def throughput(run: Run) -> Throughput:
 def _kept_peak(run: Run) -> float | None:
     """The peak of this host's CPU in FLOP/s, measured once for a workdir."""
     file = run.path / "peak.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads(file.read_text())["flops_per_second"])
+    with contextlib.suppress(Damaged, KeyError):
+        return checksums.read_sealed(file)["flops_per_second"]
     if not processes.is_first():
         return None
     measured = measure_peak(run.mesh.local_devices)
-    write_text(file, json.dumps({"flops_per_second": measured}) + "\n")
+    write_text(file, checksums.sealed({"flops_per_second": measured}))
     return measured

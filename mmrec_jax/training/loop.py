@@ -20,7 +20,8 @@ from mmrec_jax.model.interface import ModelFunctions
 from mmrec_jax.model.params import Params
 from mmrec_jax.runs import workdir as workdirs
 from mmrec_jax.runs.checkpoints import Checkpoints
-from mmrec_jax.runs.metrics import MetricsWriter, NoMetrics, read_metrics
+from mmrec_jax.runs.metrics import read_metrics
+from mmrec_jax.runs.metrics_writer import MetricsWriter, NoMetrics
 from mmrec_jax.runs.provenance import provenance
 from mmrec_jax.training import hooks
 from mmrec_jax.training.beginning import Run, agree, as_saved, first_state, plan_run, throughput
@@ -54,9 +55,9 @@ def train(
     """
     run = processes.together(lambda: plan_run(config, path, model))
     agree(run)
-    processes.first_alone(lambda: workdirs.prepare(path, config, run.dataset))
     with contextlib.ExitStack() as stack:
         processes.first_alone(lambda: stack.enter_context(workdirs.locked(path)))
+        processes.first_alone(lambda: workdirs.prepare(path, config, run.dataset))
         speed = throughput(run)  # measured on single devices, so without the mesh
         stack.enter_context(jax.set_mesh(run.mesh))
         signals = stack.enter_context(StopSignals())

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mmrec_jax.learning.evaluate import EvalResult
 from mmrec_jax.learning.step import StepMetrics, TrainState
 from mmrec_jax.runs.checkpoints import Checkpoints
-from mmrec_jax.runs.metrics import MetricsWriter, NoMetrics
+from mmrec_jax.runs.metrics_writer import MetricsWriter, NoMetrics
 from mmrec_jax.training.display import Display
 from mmrec_jax.training.progress import Progress
 

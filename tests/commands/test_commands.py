@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmrec_jax.data.dataset import load_dataset
+from mmrec_jax.data.token_cache import open_prepared
 from mmrec_jax.errors import UserError
 from mmrec_jax.runs import workdir as workdirs
 from mmrec_jax.training.loop import train
@@ -76,6 +77,7 @@ def test_a_missing_workdir(tmp_path, command):
 
 
 def test_a_workdir_without_checkpoints(tmp_path):
+    (tmp_path / "run").mkdir()
     workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
     before = contents(tmp_path)
     line = one_error_line(run("eval.py", f"--workdir={tmp_path / 'run'}"))
@@ -84,7 +86,9 @@ def test_a_workdir_without_checkpoints(tmp_path):
 
 
 def test_the_workdir_of_another_config(tmp_path):
+    (tmp_path / "run/checkpoints/1").mkdir(parents=True)
     workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
+    (tmp_path / "run/checkpoints/1/_CHECKPOINT_METADATA").touch()
     before = contents(tmp_path)
     flags = train_flags(tmp_path / "run", model__long_term=8)
     line = one_error_line(run("train.py", *flags))
@@ -138,6 +142,17 @@ def test_a_folder_that_is_not_a_workdir_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     assert "is not a workdir" in refusal(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_without_a_checkpoint_a_workdir_takes_another_config_and_corpus(tmp_path):
+    bpe = config(data__tokenizer="bpe", model__vocab_size=300)
+    for wanted in (config(), bpe):
+        workdirs.check_config(tmp_path, wanted)
+        workdirs.prepare(tmp_path, wanted, load_dataset(wanted))
+        assert workdirs.read_config(tmp_path) == wanted
+        copied = open_prepared(tmp_path / "data", check=True)
+        assert copied.tokenizer.vocab_size <= wanted.model.vocab_size
+    assert copied.tokenizer.vocab_size > config().model.vocab_size
 
 
 def test_a_workdir_that_was_left_incomplete_is_rebuilt(tmp_path):

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmrec_jax import checksums
 from mmrec_jax.data import token_cache, token_files
 from mmrec_jax.data.corpus import SPLITS
 from mmrec_jax.data.dataset import load_dataset
@@ -224,13 +225,13 @@ def test_large_files_are_compared_with_their_checksums_only_if_they_changed(
 ):
     monkeypatch.setattr(token_cache, "ALWAYS_CHECKED", 0)
     first, _ = prepared(text_config(text_file))
-    checked = []
+    checked, of_file = [], checksums.of_file
 
     def note(path):
         checked.append(path.name)
-        return token_files.checksum(path)
+        return of_file(path)
 
-    monkeypatch.setattr(token_cache, "checksum", note)
+    monkeypatch.setattr(checksums, "of_file", note)
     assert prepared(text_config(text_file))[1] == []
     assert checked == []
     os.utime(first.folder / "test-00000.array_record")
@@ -253,7 +254,7 @@ def test_held_out_splits_are_copied_completely(cache, text_file, tmp_path):
 def test_the_splits_of_an_older_run_can_still_be_read(cache, text_file, tmp_path):
     corpus, _ = prepared(text_config(text_file))
     copy_splits(corpus, ("validation",), tmp_path / "data")
-    index = json.loads((tmp_path / "data/index.json").read_text())
+    index = checksums.read_sealed(tmp_path / "data/index.json")
     split = index["splits"]["validation"]
     del split["part_tokens"], split["counts"]["num_words"], split["counts"]["num_lines"]
     (tmp_path / "data/index.json").write_text(json.dumps(index))

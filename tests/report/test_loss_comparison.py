@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import mmrec_jax
+from mmrec_jax import checksums
 from mmrec_jax.errors import UserError
 from mmrec_jax.report.evaluation import evaluate_run
 from mmrec_jax.report.loss_comparison import compare_losses
@@ -21,7 +22,7 @@ def twins(trained_run, tmp_path):
 
 
 def change(workdir, **knobs):
-    config = json.loads((workdir / "config.json").read_text())
+    config = checksums.read_sealed(workdir / "config.json")
     config["train"] |= knobs
     (workdir / "config.json").write_text(json.dumps(config))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmrec_jax import checksums
 from mmrec_jax.errors import UserError
 from mmrec_jax.report import plots
 from mmrec_jax.report.page import EPOCHS, write_comparison, write_report
@@ -212,7 +213,7 @@ def test_a_folder_that_is_not_a_workdir_gives_one_error_line(tmp_path):
 
 def test_a_comparison_shows_only_what_differs(finished, tmp_path):
     other = copy_with(finished, tmp_path, log_lines(finished, 10_000))
-    values = json.loads((other / "config.json").read_text())
+    values = checksums.read_sealed(other / "config.json")
     values["train"]["learning_rate"], values["name"] = 0.5, "other"
     (other / "config.json").write_text(json.dumps(values))
     page = write_comparison([finished, other], tmp_path / "both/report.html").read_text()

@@ -11,7 +11,7 @@ import pytest
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalResult
 from mmrec_jax.learning.step import StepMetrics, TrainState
-from mmrec_jax.runs.metrics import MetricsWriter
+from mmrec_jax.runs.metrics_writer import MetricsWriter
 from mmrec_jax.training import hooks
 from mmrec_jax.training.display import Display
 from mmrec_jax.training.moment import Due, Journal, Moment, Numbers, Throughput, Timetable

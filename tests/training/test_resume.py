@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from mmrec_jax import checksums
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import evaluate, make_eval_step
 from mmrec_jax.learning.step import init_train_state
@@ -197,11 +198,18 @@ def test_a_full_disk_gives_one_error_line_and_loses_nothing(undisturbed, tmp_pat
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def begin(workdir):
+    """Makes a workdir one that has a checkpoint."""
+    (workdir / "checkpoints/1").mkdir(parents=True)
+    (workdir / "checkpoints/1/_CHECKPOINT_METADATA").touch()
+
+
 def test_a_run_whose_bank_worked_differently_is_refused(tmp_path):
     """Without a bank, a run from before means what it meant."""
+    begin(tmp_path)
     for long_term in (4, 0):
         new = config(model__long_term=long_term)
-        old = json.loads(new.to_json())
+        old = checksums.unsealed(new.to_json())
         del old["memory_version"]
         (tmp_path / "config.json").write_text(json.dumps(old))
         if not long_term:
@@ -214,6 +222,7 @@ def test_a_run_whose_bank_worked_differently_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", ['{"model": ', "[]", "{}", '{"model": 3, "train": []}'])
 def test_a_damaged_config_is_reported_wherever_it_is_read(tmp_path, text):
+    begin(tmp_path)
     (tmp_path / "config.json").write_text(text)
     for read in (open_run, lambda path: check_config(path, config())):
         with pytest.raises(UserError, match=f"{tmp_path}/config.json cannot be read: "):
