@@ -31,19 +31,25 @@ def main():
     if session and len(prompts) > 1:
         raise UserError("--session can be used with only one --prompt")
 
+    if "" in _STOP.value:
+        raise UserError("--stop is empty; give a string to stop before")
+    if session and not session.absolute().parent.is_dir():
+        raise UserError(f"--session={session}: there is no folder {session.absolute().parent}")
+
     import mmrec_jax
+    from mmrec_jax.inference.generation import Sampling
     from mmrec_jax.waiting import waiting
 
-    with waiting(f"reading {_WORKDIR.value}"):
-        lm = mmrec_jax.load(_WORKDIR.value, _CHECKPOINT.value)
-    how = {
-        "max_tokens": _TOKENS.value,
-        "stop": _STOP.value,
+    sampling = {
         "temperature": 0.0 if _GREEDY.value else _TEMPERATURE.value,
         "top_k": _TOP_K.value,
         "top_p": _TOP_P.value,
         "seed": _SEED.value,
     }
+    Sampling(**sampling)  # raises before anything is read
+    how = {"max_tokens": _TOKENS.value, "stop": _STOP.value, **sampling}
+    with waiting(f"reading {_WORKDIR.value}"):
+        lm = mmrec_jax.load(_WORKDIR.value, _CHECKPOINT.value)
     if len(prompts) > 1:
         with waiting("writing"):
             texts = lm.generate(prompts, **how)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmrec_jax.files import write_text
+from mmrec_jax.files import regular, write_text
 
 OF_FOLDER = "checksums.json"
 
@@ -29,7 +29,7 @@ def of_file(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
@@ -66,7 +66,7 @@ def read_sealed(path: Path) -> dict:
         Damaged: it has changed, or cannot be read; the message begins with the path.
     """
     try:
-        return unsealed(path.read_text())
+        return unsealed(regular(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise Damaged(f"{path} cannot be read: {reason}") from error

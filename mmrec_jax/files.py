@@ -1,6 +1,7 @@
-"""The place of the cache; files and folders that are written completely or not at all."""
+"""The place of the cache; files that are written completely or not at all, and safe to open."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -42,6 +43,17 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """Writes a UTF-8 file, completely or not at all; `errors` is that of `str.encode`."""
     with replacing(path) as file:
         file.write(text.encode(errors=errors))
+
+
+def regular(path: Path) -> Path:
+    """The path itself, if it can be opened without waiting: a named pipe could wait forever.
+
+    Raises:
+        OSError: it is something else than a file or a folder.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path
 
 
 def is_leftover(path: Path) -> bool:

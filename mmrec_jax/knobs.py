@@ -5,6 +5,7 @@ validated dataclasses that the code reads, and what `train.py --help_config` pri
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -124,9 +125,14 @@ def describe(section: type[Section]) -> Iterator[str]:
 
 
 def _convert(key: str, value: Any, kind: type) -> Any:
+    if type(value) is int:
+        fits = -(2**63) <= value < 2**63
+        require(fits, f"config key {key} is {value:.3e}; it must have at most 64 bits")
     if kind is float and type(value) is int:
         return float(value)
     require(type(value) is kind, f"config key {key} is {value!r}; it must be {KINDS[kind]}")
+    if kind is float:
+        require(math.isfinite(value), f"config key {key} is {value}; it must be finite")
     return value
 
 

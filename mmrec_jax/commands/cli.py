@@ -1,7 +1,6 @@
 """How the commands start: flags and readable errors."""
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +43,7 @@ def run(
     """
     if keeps_memory:
         process.keep_freed_memory()
-    logging.set_verbosity(logging.WARNING)  # below that, libraries log their internals
+    logging.set_verbosity(logging.ERROR)  # below that, libraries log their internals
     sys.unraisablehook = lambda _: None  # silences Orbax's event loops after a failed save
     try:
         app.run(_checked(main, required, cached), flags_parser=_parse)
@@ -58,8 +57,24 @@ def run(
         fail("interrupted", exit_code=128 + signal.SIGINT)
     except BrokenPipeError:  # who reads the output, such as `head`, has enough of it
         os._exit(128 + signal.SIGPIPE)
+    except MemoryError as error:
+        fail(out_of_memory(str(error)))
+    except RuntimeError as error:  # of JAX, which is not imported for this
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        fail(out_of_memory(str(error)))
     except OSError as error:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def out_of_memory(reason: str) -> str:
+    """What to say if an array does not fit into memory."""
+    lines = reason.strip().splitlines()
+    detail = f" ({lines[0].removeprefix('RESOURCE_EXHAUSTED: ')})" if lines else ""
+    return (
+        f"not enough memory{detail}; lower the batch size, the sequence length or the size of the "
+        "model, or use more devices"
+    )
 
 
 def missing(package: str) -> str:
@@ -77,7 +92,8 @@ def require(*names: str) -> None:
 def fail(message: str, exit_code: int = 1) -> None:
     """Prints one line and exits immediately, so that no thread prints a traceback after it."""
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    line = "".join(x if x.isprintable() else " " for x in message)  # names may have line ends
+    print(f"error: {line}", file=sys.stderr, flush=True)
     os._exit(exit_code)
 
 
@@ -93,10 +109,12 @@ def _checked(main, required, cached):
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    path = None
     for argument in argv:
         if argument.startswith("--config="):
             # What follows a colon is an argument of the config file.
-            _require_config_file(Path(argument.removeprefix("--config=").split(":")[0]))
+            path = Path(argument.removeprefix("--config=").split(":")[0])
+            _require_config_file(path)
     try:
         left = flags.FLAGS(argv)
     except flags.Error as error:
@@ -105,16 +123,39 @@ def _parse(argv: Sequence[str]) -> list[str]:
             message = message.strip().splitlines()[-1].split(": ", maxsplit=1)[-1]
         raise UserError(" ".join(message.split())) from error
     except (AttributeError, KeyError) as error:  # ml_collections: an override of an unknown key
+        if "get_config" in str(error) or "NoneType" in str(error):
+            raise UserError(_no_config(path)) from error
         key = str(error).split("\\n")[0].strip("\"'\\")
-        nearest = re.search(r'Did you mean "(\w+)"', str(error))
-        hint = f" (did you mean {nearest[1]!r}?)" if nearest else ""
         override = next((argument for argument in argv if key in argument), key)
+        hint = nearest(key, _siblings(key, override))
         raise UserError(f"unknown config key {key!r} in {override}{hint}") from error
     except Exception as error:  # config_flags passes on whatever a config file raises
-        raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{path} cannot be used: {what}" if path else what) from error
+    if path is not None and not hasattr(flags.FLAGS.config, "to_dict"):
+        raise UserError(_no_config(path))
     if len(left) > 1:
         raise UserError(f"{left[1]!r} is not a flag; flags look like --name=value")
     return left
+
+
+def _siblings(key: str, override: str) -> list[str]:
+    """The keys that might have been meant by one in an override such as --config.model.dmi=3."""
+    from mmrec_jax.config import default_config
+
+    section = default_config()
+    for name in override.split("=")[0].split(".")[1:]:
+        if name == key or not hasattr(section, "keys"):
+            break
+        section = section.get(name)
+    return list(section.keys()) if hasattr(section, "keys") else []
+
+
+def _no_config(path: Path | None) -> str:
+    return (
+        f"{path} must have a function get_config that returns a ConfigDict, such as that of "
+        "configs/tiny.py"
+    )
 
 
 def _require_config_file(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from mmrec_jax import checksums, knobs
-from mmrec_jax.config.data import FILE_SOURCES, DataConfig
+from mmrec_jax.config.data import FILE_SOURCES, LEAST_VOCAB, DataConfig
 from mmrec_jax.config.model import ModelConfig
 from mmrec_jax.config.training import GrowthConfig, MeshConfig, TrainConfig
 from mmrec_jax.knobs import Section, knob, require
@@ -67,6 +67,12 @@ class Config(Section):
             not (self.data.mixture and carried),
             "train.carry_windows is 0; with data.mixture it must be the number of sequences that a "
             "row reads from one corpus before it continues in another",
+        )
+        vocab_size, least = self.model.vocab_size, LEAST_VOCAB.get(self.data.tokenizer, 0)
+        require(
+            vocab_size >= least,
+            f"model.vocab_size is {vocab_size}; data.tokenizer {self.data.tokenizer!r} needs at "
+            f"least {least}",
         )
         require(
             self.train.seq_len % self.model.chunk_len == 0,

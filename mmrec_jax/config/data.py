@@ -6,6 +6,9 @@ from typing import ClassVar
 
 from mmrec_jax.knobs import Section, at_least, between, from_to, knob, one_of, require
 
+# Ids that a tokenizer needs: two that stand for no text; 256 bytes, or an unknown character and
+# one that is known.
+LEAST_VOCAB = {"char": 4, "byte": 258, "bpe": 258}
 FILE_SOURCES = ("text", "jsonl", "parquet")
 SOURCES = ("sample", *FILE_SOURCES, "python_docs", "tfds", "recall")
 TOKENIZERS = ("char", "byte", "bpe", "word")

@@ -92,7 +92,9 @@ def open_split(prepared: Prepared, name: str, data: DataConfig) -> Split:
 
 
 def _recall_dataset(config: Config) -> Dataset:
-    recall.check_lengths(config.data.recall_pairs, config.train.seq_len)
+    pairs, seq_len = config.data.recall_pairs, config.train.seq_len
+    recall.check_lengths(pairs, seq_len)
+    recall.suite_lengths(pairs, seq_len, config.model.chunk_len)  # or no evaluation could follow
     if config.model.vocab_size < recall.TOKENIZER.vocab_size:
         raise UserError(
             f"model.vocab_size is {config.model.vocab_size}; the recall tasks need "

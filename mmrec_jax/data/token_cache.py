@@ -11,7 +11,7 @@ from mmrec_jax import checksums
 from mmrec_jax.checksums import Damaged
 from mmrec_jax.data.token_files import TokenCounts, TokenReader
 from mmrec_jax.data.tokenizers import Tokenizer, tokenizer_from_json
-from mmrec_jax.files import new_folder
+from mmrec_jax.files import new_folder, regular
 
 VERSION = 2  # of the file format; corpora prepared in another one are prepared again
 ALWAYS_CHECKED = 2**30  # up to this many bytes of token files, every start computes checksums
@@ -45,7 +45,7 @@ def open_prepared(folder: Path, check: bool = False) -> Prepared:
     """
     try:
         index = checksums.read_sealed(folder / "index.json")
-        tokenizer_json = (folder / "tokenizer.json").read_text()
+        tokenizer_json = regular(folder / "tokenizer.json").read_text()
         if check:
             _check(folder, index, tokenizer_json)
         tokenizer = tokenizer_from_json(tokenizer_json)

@@ -23,6 +23,7 @@ import numpy as np
 import tokenizers as hf
 
 from mmrec_jax.errors import UserError
+from mmrec_jax.files import regular
 
 PADDING, DOCUMENT = 0, 1
 SPECIAL = ("<pad>", "<doc>")
@@ -224,7 +225,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         UserError: the file is missing or not a tokenizer.
     """
     try:
-        return tokenizer_from_json(path.read_text())
+        return tokenizer_from_json(regular(path).read_text())
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
     except ValueError as error:

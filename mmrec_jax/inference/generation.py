@@ -41,9 +41,9 @@ class Sampling:
     def __post_init__(self):
         for name, good, wanted in (
             ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_k", 0 <= self.top_k < 2**31, "at least 0 and below 2**31"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("seed", self.seed >= 0, "at least 0"),
+            ("seed", 0 <= self.seed < 2**63, "at least 0, of at most 63 bits"),
         ):
             if not good:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {wanted}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmrec_jax.config import ModelConfig
 from mmrec_jax.errors import UserError
-from mmrec_jax.files import replacing
+from mmrec_jax.files import regular, replacing
 from mmrec_jax.inference.generation import Session
 from mmrec_jax.model.params import Params
 
@@ -52,7 +52,7 @@ def load_session(path: Path, like: Session, model: str) -> Session:
         UserError: the file is missing, is not a session, or belongs to another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(regular(path), allow_pickle=False) as file:
             found = str(file["model"])
             arrays = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
     except FileNotFoundError as error:

@@ -93,6 +93,13 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
     return {part: count for part, count in counts.items() if count}
 
 
+def count_all_parameters(model: ModelConfig) -> int:
+    """The number of all parameters, of a model of any size."""
+    params = param_shapes(dataclasses.replace(model, num_layers=1))
+    sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
+    return sum(sizes.values()) + (model.num_layers - 1) * sizes["blocks"]
+
+
 def count_flops(config: Config) -> Flops:
     """FLOPs per token, as defined at the top of this file."""
     model, layers = config.model, config.model.num_layers

@@ -4,6 +4,7 @@ The peak in model FLOP/s utilization (MFU; Chowdhery et al., 2022) is that of de
 products (float16 for V100), whatever dtype a run uses.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -103,6 +104,13 @@ def figures(device: jax.Device) -> Device | None:
 
 def _first_that_fits(table: dict, device_kind: str):
     return next((value for name, value in table.items() if name in device_kind), None)
+
+
+def memory_bytes(device: jax.Device) -> int | None:
+    """Bytes of memory that a device has; None if that is not known."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def measure_peak(devices: Sequence[jax.Device]) -> float:

@@ -7,7 +7,6 @@ from flax import nnx
 
 from mmrec_jax.config import Config
 from mmrec_jax.data.sources import recall
-from mmrec_jax.errors import UserError
 from mmrec_jax.model.lm import init_state
 from mmrec_jax.model.params import Params, model_graph
 
@@ -38,18 +37,10 @@ def recall_accuracy(
     """
     length, pairs = config.train.seq_len, config.data.recall_pairs
     chunk_len = config.model.chunk_len
-    short_piece = _round_up(length // 4, chunk_len)
-    long_piece = _round_up(LONG_PIECE, short_piece)
+    short_piece, fact_length, end = recall.suite_lengths(pairs, length, chunk_len)
+    long_piece = recall.round_up(LONG_PIECE, short_piece)
     read, skip = _readers(config)
     rng = np.random.default_rng((config.data.sample_seed, 3, 1))
-
-    longest = max(recall.question_tokens(task, pairs) for task in recall.TASKS)
-    end = _round_up(longest, short_piece)
-    fact_length = max(_round_up(length // 2, short_piece), short_piece)
-    if fact_length + end > length:
-        raise UserError(
-            f"train.seq_len {length} is too short for {pairs} pairs and their questions"
-        )
 
     def draw(task):
         """Facts, then questions after noise [ASKS, end], and which of these tokens are answers."""
@@ -105,7 +96,3 @@ def _readers(config: Config):
         return output.logits.argmax(axis=-1), output.state
 
     return jax.jit(read), jax.jit(lambda *args: read(*args)[1:])
-
-
-def _round_up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mmrec_jax.data.batches import Batch, SplitWindows, TextWindows
-from mmrec_jax.data.sources.text_files import stream_text
+from mmrec_jax.data.sources.text_files import check_text, stream_text
 from mmrec_jax.files import write_text
 from mmrec_jax.learning.breakdown import DRAWS, FEWEST, Breakdown
 from mmrec_jax.learning.evaluate import (
@@ -103,6 +103,8 @@ def evaluate_run(path: Path, checkpoint: str, split_name: str, text: Path | None
     Raises:
         UserError: the workdir, checkpoint or text is missing, or has nothing to predict.
     """
+    if text is not None:
+        check_text(text)
     run = open_run(path)
     train = run.config.train
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmrec_jax import checksums
 from mmrec_jax.checksums import Damaged
+from mmrec_jax.files import regular
 
 
 def read_lines(workdir: Path) -> Iterator[dict]:
@@ -15,7 +16,7 @@ def read_lines(workdir: Path) -> Iterator[dict]:
     The last line may be half written. If others are damaged, that is said on standard error.
     """
     path, damaged = workdir / "metrics.jsonl", []
-    with path.open(errors="replace") if path.exists() else io.StringIO() as file:
+    with regular(path).open(errors="replace") if path.exists() else io.StringIO() as file:
         for number, text in enumerate(file, 1):
             try:
                 yield checksums.unsealed(text)

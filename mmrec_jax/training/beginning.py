@@ -17,8 +17,8 @@ from mmrec_jax.data.batches import Batches, training_batches
 from mmrec_jax.data.dataset import Dataset, load_dataset
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import write_text
-from mmrec_jax.learning.cost import count_flops
-from mmrec_jax.learning.hardware import known_peak, measure_peak
+from mmrec_jax.learning.cost import count_all_parameters, count_flops
+from mmrec_jax.learning.hardware import known_peak, measure_peak, memory_bytes
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
 from mmrec_jax.learning.sharding import local_rows, make_mesh, placed, shardings
 from mmrec_jax.learning.step import TrainState, init_train_state
@@ -63,11 +63,13 @@ def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) ->
             "it empty"
         )
     workdirs.check_config(path, config)
+    mesh = make_mesh(config, jax.devices())
+    if model is None:
+        _check_memory(config, mesh)
     dataset = load_dataset(config)
     source = None
     if config.init_from and not workdirs.has_checkpoints(path):
         source = open_source(config, dataset.tokenizer)
-    mesh = make_mesh(config, jax.devices())
     rows = local_rows(mesh, config.train.batch_size)
     batches = training_batches(dataset.train, config, rows)
     total_steps = config.train.fixed_steps or config.train.num_epochs * batches.steps_per_epoch
@@ -90,6 +92,21 @@ def plan_run(config: Config, path: Path, model: ModelFunctions | None = None) ->
         source,
         is_mmrec,
     )
+
+
+def _check_memory(config: Config, mesh: Mesh) -> None:
+    """Raises UserError if the parameters of a model cannot fit into memory."""
+    count = count_all_parameters(config.model)
+    # With gradients, and moments of the optimizer, of which Muon has one.
+    need = count * 4 * (3 if config.train.optimizer == "muon" else 4) / mesh.shape["fsdp"]
+    device = mesh.devices.flat[0]
+    have = memory_bytes(device)
+    if have is not None and need > have:
+        raise UserError(
+            f"the model has {count:,} parameters, which need {need / 1e9:,.0f} GB in training; "
+            f"{device.device_kind} has {have / 1e9:,.0f} GB; lower model.dim, model.num_layers or "
+            "model.vocab_size, or use more devices (mesh.fsdp)"
+        )
 
 
 def agree(run: Run) -> None:

@@ -69,6 +69,35 @@ def question_tokens(task: str, pairs: int) -> int:
     return len(_QUESTION) + PASSKEY_LEN if task == "passkey" else 2 * pairs
 
 
+class SuiteLengths(NamedTuple):
+    """Numbers of tokens in the texts of the recall suite."""
+
+    piece: int  # read in one call; divides the others
+    facts: int
+    questions: int  # with noise before them
+
+
+def suite_lengths(pairs: int, length: int, chunk_len: int) -> SuiteLengths:
+    """How the suite divides its shortest texts, which have the training length.
+
+    Raises:
+        UserError: they are too short for the facts and questions.
+    """
+    piece = round_up(length // 4, chunk_len)
+    questions = round_up(max(question_tokens(task, pairs) for task in TASKS), piece)
+    facts = max(round_up(length // 2, piece), piece)
+    if facts + questions > length:
+        raise UserError(
+            f"train.seq_len {length} is too short for {pairs} pairs and their questions"
+        )
+    return SuiteLengths(piece, facts, questions)
+
+
+def round_up(count: int, unit: int) -> int:
+    """The next multiple of a unit."""
+    return -(-count // unit) * unit
+
+
 def check_lengths(pairs: int, length: int) -> None:
     """Raises UserError if texts of this length have no room for that many pairs."""
     if pairs > len(KEYS):

@@ -13,6 +13,7 @@ from mmrec_jax.data.corpus import Corpus, Part, Piece, split_shares
 from mmrec_jax.data.sources.compression import decompressed, reading
 from mmrec_jax.data.sources.file_tree import File, FileTree
 from mmrec_jax.errors import UserError
+from mmrec_jax.files import regular
 
 BLOCK = 2**20  # bytes per read
 LONGEST_LINE = 2**28  # most bytes of a JSON line
@@ -66,13 +67,21 @@ def read_text(file: File, begins: bool = True) -> Iterator[Piece]:
         raise UserError(f"{file.where} is empty; leave it out with data.exclude")
 
 
+def check_text(path: Path) -> None:
+    """Raises UserError if a file is missing, unreadable or empty, or begins like a binary file."""
+    for text in stream_text(path):
+        if text:
+            return
+    raise UserError(f"{path} has nothing to predict: it is empty")
+
+
 def stream_text(path: Path, block: int = BLOCK) -> Iterator[str]:
     """The text of a UTF-8 file, which may be of any length, in pieces of at most `block` bytes.
 
     Raises:
         UserError: the file is missing, unreadable, binary or not UTF-8.
     """
-    file = File(PurePosixPath(path.name), str(path), functools.partial(path.open, "rb"))
+    file = File(PurePosixPath(path.name), str(path), lambda: regular(path).open("rb"))
     return _decoded(file, block)
 
 
