@@ -18,7 +18,7 @@ from pathlib import Path
 from mmrec_jax.files import cache_root
 
 LARGEST = 2**31  # bytes of all programs
-_SUFFIX = ".program"
+SUFFIX = ".program"
 
 
 def keep_compiled() -> None:
@@ -52,11 +52,10 @@ class Programs:
 
     def get(self, key: str) -> bytes | None:
         """What was put there; None if there is nothing, or if it is broken."""
-        path = self._path / f"{key}{_SUFFIX}"
+        path = self._path / f"{key}{SUFFIX}"
         try:
-            data = path.read_bytes()
-            program, checksum = data[:-32], data[-32:]
-            if hashlib.sha256(program).digest() != checksum:
+            program = _program(path.read_bytes())
+            if program is None:
                 path.unlink(missing_ok=True)
                 return None
             os.utime(path)  # the oldest are those that have not been used for the longest time
@@ -66,13 +65,23 @@ class Programs:
 
     def put(self, key: str, program: bytes) -> None:
         """Writes a file, if the disk allows it."""
-        path = self._path / f"{key}{_SUFFIX}"
+        path = self._path / f"{key}{SUFFIX}"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             temporary.write_bytes(program + hashlib.sha256(program).digest())
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a program matches its checksum."""
+    return _program(path.read_bytes()) is not None
+
+
+def _program(data: bytes) -> bytes | None:
+    program, checksum = data[:-32], data[-32:]
+    return program if hashlib.sha256(program).digest() == checksum else None
 
 
 def forget_oldest(folder: Path, largest: int) -> None:

@@ -13,19 +13,33 @@ from mmrec_jax.files import regular
 def read_lines(workdir: Path) -> Iterator[dict]:
     """The lines of metrics.jsonl, which may be missing, without those that are damaged.
 
-    The last line may be half written. If others are damaged, that is said on standard error.
+    If there are such lines, that is said on standard error.
     """
     path, damaged = workdir / "metrics.jsonl", []
-    with regular(path).open(errors="replace") if path.exists() else io.StringIO() as file:
-        for number, text in enumerate(file, 1):
-            try:
-                yield checksums.unsealed(text)
-            except Damaged:
-                if text.endswith("\n"):
-                    damaged.append(number)
+    for number, line in _numbered(path):
+        if line is None:
+            damaged.append(number)
+        else:
+            yield line
     if damaged:
         lines = "line" if len(damaged) == 1 else f"{len(damaged):,} lines, the first of them"
         print(f"{path}: {lines} {damaged[0]:,} is damaged and left out", file=sys.stderr)
+
+
+def damaged_lines(workdir: Path) -> list[int]:
+    """The numbers, from 1, of the damaged lines of metrics.jsonl."""
+    return [number for number, line in _numbered(workdir / "metrics.jsonl") if line is None]
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, dict | None]]:
+    """The lines with their numbers; None for a damaged one, except if it is half written."""
+    with regular(path).open(errors="replace") if path.exists() else io.StringIO() as file:
+        for number, text in enumerate(file, 1):
+            try:
+                yield number, checksums.unsealed(text)
+            except Damaged:
+                if text.endswith("\n"):
+                    yield number, None
 
 
 def read_metrics(workdir: Path, kind: str) -> list[dict]:

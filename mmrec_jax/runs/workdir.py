@@ -85,11 +85,9 @@ def open_run(path: Path) -> Run:
     _refuse_older_model(path, config)
     if not has_checkpoints(path):
         raise UserError(f"{path} has no checkpoints yet; train first: python train.py")
-    tokenizer = load_tokenizer(path / "tokenizer.json")
-    checksum = read_data(path).get("tokenizer")  # older runs do not have it
-    if checksum and checksum != checksums.of_text((path / "tokenizer.json").read_text()):
-        raise UserError(f"{path / 'tokenizer.json'} does not match its checksum in data.json")
-    return Run(path, config, tokenizer, Checkpoints(path / "checkpoints", read_only=True))
+    return Run(
+        path, config, read_tokenizer(path), Checkpoints(path / "checkpoints", read_only=True)
+    )
 
 
 def has_checkpoints(path: Path) -> bool:
@@ -186,6 +184,19 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
         write_text(path / "config.json", config.to_json())
     except OSError as error:
         raise UserError(f"cannot write the workdir {path}: {error.strerror}") from error
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a workdir.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    tokenizer = load_tokenizer(path / "tokenizer.json")
+    checksum = read_data(path).get("tokenizer")  # older runs do not have it
+    if checksum and checksum != checksums.of_text((path / "tokenizer.json").read_text()):
+        raise UserError(f"{path / 'tokenizer.json'} does not match its checksum in data.json")
+    return tokenizer
 
 
 def read_data(path: Path) -> dict:

@@ -12,6 +12,7 @@ from mmrec_jax.data.token_cache import open_prepared
 from mmrec_jax.errors import UserError
 from mmrec_jax.inference.language_model import load
 from mmrec_jax.report.run_log import read_log
+from mmrec_jax.runs.check import check_workdir
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import read_metrics
 from mmrec_jax.runs.workdir import open_run
@@ -114,6 +115,26 @@ def test_damaged_lines_of_the_log_are_left_out_and_counted(workdir, capsys):
     assert len(read_log(workdir).train["loss"]) == before - 1
     error = capsys.readouterr().err.splitlines()
     assert error == [f"{path}: line {place + 1} is damaged and left out"] * 2
+
+
+def test_the_check_names_what_is_damaged(workdir, tmp_path):
+    step = open_run(workdir).checkpoints.resolve("best")
+    files = {
+        "config.json": "config.json",
+        "tokenizer.json and data.json": "data.json",
+        "data": "data/test-00000.array_record",
+        "metrics.jsonl": "metrics.jsonl",
+        f"checkpoint {step}": f"checkpoints/{step}/training/manifest.ocdbt",
+    }
+    assert not any(verdict.problem for verdict in check_workdir(workdir))
+    for what, name in files.items():
+        whole = (workdir / name).read_bytes()
+        flip(workdir / name)
+        assert [verdict.what for verdict in check_workdir(workdir) if verdict.problem] == [what]
+        (workdir / name).write_bytes(whole)
+    (workdir / f"checkpoints/{step}/checksums.json").unlink()
+    remarks = {verdict.what: verdict.remark for verdict in check_workdir(workdir)}
+    assert remarks[f"checkpoint {step}"] == "has no checksums: older code wrote it"
 
 
 def test_every_bit_of_a_session_counts(workdir, tmp_path):
