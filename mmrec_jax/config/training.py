@@ -58,6 +58,12 @@ class TrainConfig(Section):
     b1: float = knob("Decay of AdamW's first moment.", 0.9, from_to(0, 1))
     b2: float = knob("Decay of AdamW's second moment.", 0.95, from_to(0, 1))
     clip_norm: float = knob("Largest global norm of the gradient.", 1.0, above(0))
+    on_not_finite: str = knob(
+        "What to do when a loss or gradient is not finite: stop; skip the step, which leaves the "
+        "parameters as they are; or rewind to the last checkpoint and read on in another order.",
+        "stop",
+        one_of("stop", "skip", "rewind"),
+    )
     token_noise: float = knob(
         "Share of the tokens that are replaced by random ids where the model reads them in "
         "training; what it is to predict stays the same.",

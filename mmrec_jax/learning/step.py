@@ -205,7 +205,12 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         stop = jnp.zeros((), jnp.int32) if stop is None else stop.max()
         metrics = StepMetrics(*losses, optax.tree.norm(grads), stop, *(effort or ()))
-        return TrainState(state.step + 1, params, opt_state, memory), metrics
+        after = TrainState(state.step + 1, params, opt_state, memory)
+        if config.train.on_not_finite == "skip":
+            is_good = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+            before = state._replace(step=after.step)
+            after = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), after, before)
+        return after, metrics
 
     # The metrics are on every device, as the step's number is.
     placed = None if shardings is None else (shardings, shardings.step)

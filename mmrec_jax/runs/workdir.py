@@ -135,8 +135,11 @@ def check_config(path: Path, config: Config) -> None:
     if _has_begun(path):
         saved = read_config(path)
         _refuse_older_model(path, saved)
-        # A run may continue on other devices.
-        different = differences(dataclasses.replace(saved, mesh=config.mesh), config)
+        # A run may continue on other devices, and after it has diverged, with another policy.
+        policy = config.train.on_not_finite
+        of_training = dataclasses.replace(saved.train, on_not_finite=policy)
+        saved = dataclasses.replace(saved, mesh=config.mesh, train=of_training)
+        different = differences(saved, config)
         if different:
             raise UserError(
                 f"{path} belongs to a run with another config ({'; '.join(different)}); use "

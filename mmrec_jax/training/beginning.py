@@ -157,6 +157,17 @@ def first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progres
     return state, progress, restored is None
 
 
+def in_order(run: Run, rewinds: int) -> Run:
+    """The run with its training text in another order for each number of rewinds."""
+    if not rewinds:
+        return run
+    seed = (run.config.train.seed + rewinds * 0x9E3779B97F4A7C15) % 2**63  # far apart
+    train = dataclasses.replace(run.config.train, seed=seed)
+    rows = local_rows(run.mesh, train.batch_size)
+    config = dataclasses.replace(run.config, train=train)
+    return run._replace(batches=training_batches(run.dataset.train, config, rows))
+
+
 def as_saved(run: Run, state: TrainState) -> TrainState:
     """A state as checkpoints have it: a block of parameters for each layer."""
     layers = run.config.model.num_layers

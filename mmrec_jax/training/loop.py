@@ -24,7 +24,15 @@ from mmrec_jax.runs.metrics import read_metrics
 from mmrec_jax.runs.metrics_writer import MetricsWriter, NoMetrics
 from mmrec_jax.runs.provenance import provenance
 from mmrec_jax.training import hooks
-from mmrec_jax.training.beginning import Run, agree, as_saved, first_state, plan_run, throughput
+from mmrec_jax.training.beginning import (
+    Run,
+    agree,
+    as_saved,
+    first_state,
+    in_order,
+    plan_run,
+    throughput,
+)
 from mmrec_jax.training.display import SHOWN_EPOCHS, Display
 from mmrec_jax.training.growing import compare
 from mmrec_jax.training.moment import Due, Hook, Journal, Moment, Throughput, Timetable
@@ -32,6 +40,9 @@ from mmrec_jax.training.profiling import Profile
 from mmrec_jax.training.progress import Progress
 from mmrec_jax.training.signals import StopSignals
 from mmrec_jax.waiting import waiting
+
+MOST_SKIPPED = 10  # steps in a row
+MOST_REWINDS = 3  # to the same checkpoint
 
 
 def train(
@@ -72,15 +83,39 @@ def train(
             )
             return False
         _introduce(run, state)
-        with _journal(run, state, progress, checkpoints, is_new) as journal:
-            if is_new and run.source is not None:
-                _evaluate_start(run, state, journal)
-            _train(run, state, journal, signals, speed, profile)
-            checkpoints.wait()
+        rewinds = 0  # to one checkpoint
+        while not progress.finished:
+            try:
+                with _journal(run, state, progress, checkpoints, is_new) as journal:
+                    if is_new and run.source is not None:
+                        _evaluate_start(run, state, journal)
+                    ordered = in_order(run, progress.rewinds)
+                    _train(ordered, state, journal, signals, speed, profile)
+                    checkpoints.wait()
+            except hooks.Rewind as reason:
+                before = progress.rewinds
+                state, progress, is_new = first_state(run, checkpoints)
+                rewinds = rewinds + 1 if progress.rewinds + rewinds == before else 1
+                _rewind(state, progress, rewinds, str(reason))
     print(f"finished: {progress.finished}")
     print(f"best validation loss {progress.best}")
     print(f"evaluate it with: python eval.py --workdir={path}")
     return True
+
+
+def _rewind(state: TrainState, progress: Progress, times: int, reason: str) -> None:
+    """Makes training go on from a checkpoint in another order than before.
+
+    Raises:
+        UserError: that was done too often.
+    """
+    if times > MOST_REWINDS:
+        raise UserError(
+            f"{reason}, after {MOST_REWINDS} rewinds to step {state.step}. Try a lower "
+            "train.learning_rate or a smaller train.clip_norm, in a new --workdir"
+        )
+    progress.rewinds += times
+    print(f"{reason}: going on from step {state.step}, with the text in another order")
 
 
 def _train(
@@ -132,6 +167,7 @@ def _hooks(
     step_tokens = train.step_tokens
     recurrences = 2 * run.config.model.num_layers * train.accumulate_steps
     eval_step = make_eval_step(run.config.model, run.model)
+    most_skipped = min(MOST_SKIPPED, run.batches.steps_per_epoch - 1)
     all_of = f"{run.total_steps:,} steps" if train.fixed_steps else "epochs"
 
     def evaluation(state: TrainState) -> EvalResult:
@@ -141,7 +177,7 @@ def _hooks(
 
     return [
         numbers,
-        hooks.StopIfNotFinite(journal),
+        hooks.HandleNotFinite(journal, train.on_not_finite, most_skipped),
         hooks.CountSteps(journal),
         hooks.LogSteps(journal, run.schedule, speed),
         hooks.Evaluate(evaluation),
@@ -224,6 +260,7 @@ def _journal(
             total_steps=run.total_steps,
             steps_per_epoch=run.batches.steps_per_epoch,
             parameters=_count(state.params),
+            rewinds=progress.rewinds,
             **provenance(),
         )
         yield Journal(progress, metrics, display, checkpoints)

@@ -47,6 +47,7 @@ class Progress:
     best_loss: float | None = None  # lowest validation loss, nats per token
     best_step: int = 0
     evaluations_without_improvement: int = 0
+    rewinds: int = 0  # times that training has gone back to a checkpoint (train.on_not_finite)
     finished: str = ""  # why the run has finished; empty until then
 
     @property

@@ -108,7 +108,7 @@ def test_what_was_due_does_not_count_as_training_time():
     ("bad", "name"), [({"loss": math.nan}, "loss"), ({"grad_norm": math.inf}, "gradient norm")]
 )
 def test_a_number_that_is_not_finite_ends_the_run(journal, tmp_path, bad, name):
-    hook = hooks.StopIfNotFinite(journal)
+    hook = hooks.HandleNotFinite(journal, "stop", most_skipped=10)
     hook(Moment(5, STATE, Due(), numbers=[numbers(4)]))
     journal.checkpoints.save(4, STATE, {"finished": ""})
     with pytest.raises(UserError, match=f"{name} of step 6 is not finite.* good .* step 4"):

@@ -1,0 +1,119 @@
+"""What training does when a loss is not finite: here, because a batch of one step makes it so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmrec_jax.data.batches import training_batches
+from mmrec_jax.data.dataset import load_dataset
+from mmrec_jax.errors import UserError
+from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
+from mmrec_jax.learning.step import TrainState, init_train_state
+from mmrec_jax.model.interface import mmrec
+from mmrec_jax.runs.checkpoints import Checkpoints
+from mmrec_jax.runs.metrics import read_metrics
+from mmrec_jax.training.loop import train
+from small_runs import config, final_params
+
+STEPS = {"train__num_steps": 12, "train__checkpoint_every": 3, "train__keep_checkpoints": 12}
+BAD = 8  # the step whose batch is poison, counted from 1
+
+
+def poisoned(cfg, *steps):
+    """The model, whose logits are not finite for the batches of these steps."""
+    batches = training_batches(load_dataset(cfg).train, cfg)
+    poison = jnp.stack([batches[step - 1].tokens for step in steps])
+    model = mmrec(cfg.model)
+
+    def apply(params, tokens, *args, **kwargs):
+        output = model.apply(params, tokens, *args, **kwargs)
+        if tokens.shape != poison.shape[1:]:
+            return output
+        is_poison = (tokens == poison).all(axis=(1, 2)).any()
+        return output._replace(logits=jnp.where(is_poison, jnp.nan, output.logits))
+
+    return model._replace(apply=apply)
+
+
+def events(workdir, kind):
+    return [event for event in read_metrics(workdir, "event") if event["event"] == kind]
+
+
+def test_a_skipped_step_changes_nothing(tmp_path):
+    """The run ends as one of the other steps alone, and does not log the skipped one."""
+    cfg = config(
+        train__on_not_finite="skip",
+        train__checkpoint_every=1,
+        **{key: value for key, value in STEPS.items() if key != "train__checkpoint_every"},
+    )
+    train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
+    (event,) = events(tmp_path / "run", "skipped")
+    assert (event["step"], event["reason"]) == (BAD, "the loss is not finite")
+    steps = [line["step"] for line in read_metrics(tmp_path / "run", "train")]
+    assert steps == [step for step in range(1, 13) if step != BAD]
+    before, after, later = (saved(tmp_path / "run", cfg, step) for step in (BAD - 1, BAD, BAD + 1))
+    for one, other in zip(leaves(before), leaves(after), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert any(
+        (one != other).any() for one, other in zip(leaves(after), leaves(later), strict=True)
+    )
+    assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path / "run"))
+
+
+def saved(workdir, cfg, step) -> TrainState:
+    optimizer = make_optimizer(cfg.train, learning_rate_schedule(cfg.train, 12))
+    like = jax.eval_shape(lambda: init_train_state(cfg, optimizer, jax.random.key(0)))
+    return Checkpoints(workdir / "checkpoints", read_only=True).restore_state(step, like)
+
+
+def leaves(state: TrainState):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state._replace(step=None))]
+
+
+def test_too_many_skipped_steps_end_the_run(tmp_path):
+    cfg = config(train__on_not_finite="skip", **STEPS)
+    with pytest.raises(UserError, match="the loss of step 12 is not finite"):
+        train(cfg, tmp_path / "run", model=poisoned(cfg, *range(2, 13)))
+    assert len(events(tmp_path / "run", "skipped")) == 10
+
+
+def test_a_rewound_run_reads_on_in_another_order(tmp_path, capsys):
+    cfg = config(train__on_not_finite="rewind", **STEPS)
+    for name in ("run", "again"):
+        train(cfg, tmp_path / name, model=poisoned(cfg, BAD))
+    said = f"the loss of step {BAD} is not finite: going on from step 6, with the text in another"
+    assert said in capsys.readouterr().out
+    lines = read_metrics(tmp_path / "run", "train")
+    assert [line["step"] for line in lines] == [*range(1, 13)]
+    assert [event["rewinds"] for event in events(tmp_path / "run", "resumed")] == [1]
+    undisturbed = config(**STEPS)
+    train(undisturbed, tmp_path / "other")
+    losses = [line["loss"] for line in read_metrics(tmp_path / "other", "train")]
+    assert [line["loss"] for line in lines[:6]] == losses[:6]
+    assert all(line["loss"] != loss for line, loss in zip(lines[6:], losses[6:], strict=True))
+    for one, other in zip(
+        final_params(tmp_path / "run"), final_params(tmp_path / "again"), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_that_cannot_get_past_a_checkpoint_ends(tmp_path):
+    cfg = config(train__on_not_finite="rewind", **STEPS)
+    model = mmrec(cfg.model)
+
+    def apply(params, tokens, documents, memory, key, **kwargs):
+        output = model.apply(params, tokens, documents, memory, key, **kwargs)
+        return output._replace(logits=output.logits / (key is None or jnp.float32(0)))
+
+    with pytest.raises(UserError, match="step 1 is not finite; no checkpoint exists"):
+        train(cfg, tmp_path / "run", model=model._replace(apply=apply))
+
+
+def test_a_run_that_diverged_may_go_on_with_another_policy(tmp_path):
+    cfg = config(**STEPS)
+    with pytest.raises(UserError, match=f"step {BAD} is not finite; the last good .* is step 6"):
+        train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
+    cfg = config(train__on_not_finite="skip", **STEPS)
+    assert train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
+    assert [event["step"] for event in events(tmp_path / "run", "skipped")] == [BAD]
