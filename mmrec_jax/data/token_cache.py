@@ -49,15 +49,19 @@ def open_prepared(folder: Path, check: bool = False) -> Prepared:
         if check:
             _check(folder, index, tokenizer_json)
         tokenizer = tokenizer_from_json(tokenizer_json)
-        splits = {}
+        dtype, splits = np.dtype(index["dtype"]), {}
+        if dtype not in (np.uint16, np.uint32):
+            raise ValueError(f"{dtype} is not the type of tokens")
         for name, values in index["splits"].items():
             paths = [folder / _plain(file["name"]) for file in values["files"]]
-            reader = TokenReader(paths, np.dtype(index["dtype"]), tokenizer.document)
+            reader = TokenReader(paths, dtype, tokenizer.document)
             counts = TokenCounts(**values["counts"])
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise ValueError(f"{counts} are not numbers of tokens")
             parts = tuple(values.get("part_tokens", [counts.tokens]))  # older runs do not have it
             splits[name] = PreparedSplit(reader, counts, values["digest"], parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{folder} cannot be read ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise Damaged(f"{folder} cannot be read ({' '.join(str(error).split())})") from error
     return Prepared(folder, tokenizer, splits)
 
 

@@ -106,13 +106,13 @@ class TokenReader:
         first = start // RECORD
         try:
             records = [self._records[i] for i in range(first, max(-(-stop // RECORD), first + 1))]
+            tokens = np.concatenate([np.frombuffer(r, self._dtype, offset=8) for r in records])
+            before = int(np.frombuffer(records[0], np.int64, count=1)[0])
         except Exception as error:  # ArrayRecord raises exceptions of many types
             raise UserError(
                 f"the tokens in {self._paths[0].parent} cannot be read: {error}; run the same "
                 "command again to rebuild damaged files"
             ) from error
-        tokens = np.concatenate([np.frombuffer(r, self._dtype, offset=8) for r in records])
-        before = int(np.frombuffer(records[0], np.int64, count=1)[0])
         documents = before + np.cumsum(tokens == self._document) - 1
         here = slice(start - first * RECORD, stop - first * RECORD)
         return tokens[here].astype(np.int32), documents[here].astype(np.int32)

@@ -51,10 +51,13 @@ def load_session(path: Path, like: Session, model: str) -> Session:
     Raises:
         UserError: the file is missing, is not a session, or belongs to another model.
     """
+    leaves, structure = jax.tree.flatten(like)
     try:
         with np.load(regular(path), allow_pickle=False) as file:
             found = str(file["model"])
             arrays = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
+        if found == model and [x.shape for x in arrays] != [x.shape for x in leaves]:
+            raise ValueError("its arrays have other shapes")
     except FileNotFoundError as error:
         raise UserError(f"there is no session {path}") from error
     except Exception as error:
@@ -64,7 +67,6 @@ def load_session(path: Path, like: Session, model: str) -> Session:
             f"the session {path} belongs to another model or another checkpoint; use the one it "
             "was made with, or another --session"
         )
-    leaves, structure = jax.tree.flatten(like)
     return structure.unflatten(
         jax.device_put(array.astype(leaf.dtype), leaf.sharding)
         for array, leaf in zip(arrays, leaves, strict=True)

@@ -66,20 +66,25 @@ class Checkpoints:
                 ),
             ]
         )
-        return ocp.CheckpointManager(
-            self.directory,
-            item_names=("params", "training", "progress"),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=loss,
-                best_mode="min",
-                preservation_policy=None if self._read_only else policy,
-                cleanup_tmp_directories=not self._read_only,
-                create=not self._read_only,
-                read_only=self._read_only,
-                enable_async_checkpointing=not self._read_only,
-                async_options=None if self._read_only else writing,
-            ),
-        )
+        try:
+            return ocp.CheckpointManager(
+                self.directory,
+                item_names=("params", "training", "progress"),
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=loss,
+                    best_mode="min",
+                    preservation_policy=None if self._read_only else policy,
+                    cleanup_tmp_directories=not self._read_only,
+                    create=not self._read_only,
+                    read_only=self._read_only,
+                    enable_async_checkpointing=not self._read_only,
+                    async_options=None if self._read_only else writing,
+                ),
+            )
+        except Exception as error:
+            raise UserError(
+                f"the checkpoints in {self.directory} cannot be read: {_reason(error)}"
+            ) from error
 
     def _seal(self) -> None:
         """Writes the checksums of a checkpoint, just before it becomes complete."""
@@ -101,8 +106,18 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the lowest validation loss; None if no checkpoint has one."""
-        return self._manager.best_step()
+        """The step with the lowest validation loss; None if no checkpoint has one.
+
+        Raises:
+            UserError: the losses cannot be read.
+        """
+        try:
+            return self._manager.best_step()
+        except Exception as error:
+            raise UserError(
+                f"the losses of the checkpoints in {self.directory} cannot be read: "
+                f"{_reason(error)}"
+            ) from error
 
     def save(
         self, step: int, state: TrainState, progress: dict, best_loss: float | None = None

@@ -36,10 +36,29 @@ def _numbered(path: Path) -> Iterator[tuple[int, dict | None]]:
     with regular(path).open(errors="replace") if path.exists() else io.StringIO() as file:
         for number, text in enumerate(file, 1):
             try:
-                yield number, checksums.unsealed(text)
+                line = checksums.unsealed(text)
+                if not _is_line(line):
+                    raise Damaged("it is not a line of a run")
+                yield number, line
             except Damaged:
                 if text.endswith("\n"):
                     yield number, None
+
+
+def _is_line(values: dict) -> bool:
+    """Whether the values that other code relies on are there, and of their types."""
+    kind, step = values.get("kind"), values.get("step")
+    if not isinstance(kind, str) or type(step) is not int:
+        return False
+    if kind == "event":
+        texts = (values.get("event"), values.get("reason", ""))
+        counts = (values.get("total_steps", 0), values.get("steps_per_epoch", 0))
+        return all(isinstance(x, str) for x in texts) and all(type(x) is int for x in counts)
+    numbers = [value for key, value in values.items() if key != "kind"]
+    if kind == "evaluation":  # has figures that are not known of every text
+        numbers = [value for value in numbers if value is not None]
+    are_numbers = all(type(x) is float or (type(x) is int and abs(x) < 2**63) for x in numbers)
+    return are_numbers and (kind == "epoch" or values.get("loss") is not None)
 
 
 def read_metrics(workdir: Path, kind: str) -> list[dict]:
