@@ -127,7 +127,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
             raise UserError(_no_config(path)) from error
         key = str(error).split("\\n")[0].strip("\"'\\")
         override = next((argument for argument in argv if key in argument), key)
-        hint = nearest(key, _siblings(key, override))
+        known = re.findall(r'Did you mean "(\w+)"', str(error))
+        hint = nearest(key, known or _siblings(key, override))
         raise UserError(f"unknown config key {key!r} in {override}{hint}") from error
     except Exception as error:  # config_flags passes on whatever a config file raises
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -65,7 +65,7 @@ def refusal(twins, tmp_path, text=None):
 
 
 def test_other_held_out_tokens_are_refused(twins, tmp_path):
-    index = json.loads((twins[1] / "data/index.json").read_text())
+    index = checksums.read_sealed(twins[1] / "data/index.json")
     splits = index["splits"]
     splits["validation"], splits["test"] = splits["test"], splits["validation"]
     (twins[1] / "data/index.json").write_text(json.dumps(index))
@@ -83,6 +83,9 @@ def test_another_tokenizer_is_refused(twins, tmp_path):
     characters = json.loads(path.read_text())["characters"]
     changed = characters[:-2] + characters[-2:][::-1]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"characters": changed}))
+    data = checksums.read_sealed(twins[1] / "data.json")
+    del data["tokenizer"]  # its checksum
+    (twins[1] / "data.json").write_text(json.dumps(data))
     assert "have different tokenizers" in refusal(twins, tmp_path)
 
 

@@ -80,8 +80,7 @@ def test_too_many_skipped_steps_end_the_run(tmp_path):
 
 def test_a_rewound_run_reads_on_in_another_order(tmp_path, capsys):
     cfg = config(train__on_not_finite="rewind", **STEPS)
-    for name in ("run", "again"):
-        train(cfg, tmp_path / name, model=poisoned(cfg, BAD))
+    train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
     said = f"the loss of step {BAD} is not finite: going on from step 6, with the text in another"
     assert said in capsys.readouterr().out
     lines = read_metrics(tmp_path / "run", "train")
@@ -92,10 +91,6 @@ def test_a_rewound_run_reads_on_in_another_order(tmp_path, capsys):
     losses = [line["loss"] for line in read_metrics(tmp_path / "other", "train")]
     assert [line["loss"] for line in lines[:6]] == losses[:6]
     assert all(line["loss"] != loss for line, loss in zip(lines[6:], losses[6:], strict=True))
-    for one, other in zip(
-        final_params(tmp_path / "run"), final_params(tmp_path / "again"), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
 
 
 def test_a_run_that_cannot_get_past_a_checkpoint_ends(tmp_path):
