@@ -1,6 +1,7 @@
 """How the commands start: flags and readable errors."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
