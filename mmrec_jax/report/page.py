@@ -209,7 +209,7 @@ def _read_checkpoints(path: Path) -> tuple[list[int], int | None, str]:
     steps = checkpoints.steps()
     try:
         finished = checkpoints.progress(steps[-1]).get("finished", "")
-    except Exception:  # damaged, or just deleted by a run in progress
+    except UserError:  # damaged, or just deleted by a run in progress
         finished = ""
     return steps, checkpoints.best_step(), finished
 

@@ -39,17 +39,23 @@ class Checkpoints:
         self._keep, self._read_only = keep, read_only
         self._step_to_seal: int | None = None
         self._problems: list[str] = []  # for restore_newest to tell
-        for path in self.directory.glob("[0-9]*/metrics"):  # which Orbax is going to read
-            try:
-                checksums.verify_folder(path.parent, [path.name])
-            except Damaged as damage:
-                if read_only:
-                    raise UserError(
-                        f"checkpoint {path.parent.name} is damaged: {damage}; move {path.parent} "
-                        "elsewhere, or run train.py again, which does so"
-                    ) from damage
-                self._problems.append(self._set_aside(int(path.parent.name), str(damage)))
+        self._verify_losses()
         self._manager = self._open()
+
+    def _verify_losses(self) -> None:
+        """Verifies what Orbax reads of all checkpoints when it opens them."""
+        for folder in self.directory.glob("[0-9]*"):
+            try:
+                if folder.name.isdigit():  # else it is incomplete
+                    checksums.verify_folder(folder, ["metrics"])
+            except Damaged as damage:
+                if not self._read_only:
+                    self._problems.append(self._set_aside(int(folder.name), str(damage)))
+                elif not isinstance(damage.__cause__, FileNotFoundError):  # it is being deleted
+                    raise UserError(
+                        f"checkpoint {folder.name} is damaged: {damage}; move {folder} elsewhere, "
+                        "or run train.py again, which does so"
+                    ) from damage
 
     def _open(self) -> ocp.CheckpointManager:
         def loss(metrics):
@@ -66,7 +72,7 @@ class Checkpoints:
                 ),
             ]
         )
-        try:
+        with self._reading("the checkpoints"):
             return ocp.CheckpointManager(
                 self.directory,
                 item_names=("params", "training", "progress"),
@@ -81,9 +87,15 @@ class Checkpoints:
                     async_options=None if self._read_only else writing,
                 ),
             )
+
+    @contextlib.contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Turns what Orbax raises, which may be anything, into a UserError."""
+        try:
+            yield
         except Exception as error:
             raise UserError(
-                f"the checkpoints in {self.directory} cannot be read: {_reason(error)}"
+                f"{what} in {self.directory} cannot be read: {_reason(error)}"
             ) from error
 
     def _seal(self) -> None:
@@ -93,7 +105,7 @@ class Checkpoints:
         checksums.seal_folder(folder, without=_MARKS)
 
     def _verify(self, step: int, *items: str) -> None:
-        """Verifies the checksums of items of a checkpoint, if that was not done before."""
+        """Verifies the checksums of items of a checkpoint."""
         try:
             checksums.verify_folder(self.directory / str(step), items)
         except Damaged as damage:
@@ -111,13 +123,8 @@ class Checkpoints:
         Raises:
             UserError: the losses cannot be read.
         """
-        try:
+        with self._reading("the losses of the checkpoints"):
             return self._manager.best_step()
-        except Exception as error:
-            raise UserError(
-                f"the losses of the checkpoints in {self.directory} cannot be read: "
-                f"{_reason(error)}"
-            ) from error
 
     def save(
         self, step: int, state: TrainState, progress: dict, best_loss: float | None = None
@@ -233,12 +240,8 @@ class Checkpoints:
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
         """Reads items of a checkpoint without verifying them."""
-        try:
+        with self._reading(f"checkpoint {step}"):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:
-            raise UserError(
-                f"checkpoint {step} in {self.directory} cannot be read: {_reason(error)}"
-            ) from error
 
     def restore_newest(
         self, like: TrainState, warn: Callable[[str], None]
