@@ -24,6 +24,7 @@ from small_runs import (
     one_error_line,
     run,
     train_flags,
+    without_waiting,
 )
 
 STEPS = 60
@@ -92,7 +93,8 @@ def finish(processes, seconds=100):
     """The exit codes of processes, and what the first prints on standard error."""
     end = time.monotonic() + seconds
     error = processes[0].communicate(timeout=seconds)[1]
-    return [process.wait(timeout=end - time.monotonic()) for process in processes], error
+    codes = [process.wait(timeout=end - time.monotonic()) for process in processes]
+    return codes, without_waiting(error)
 
 
 def losses(path):
