@@ -92,9 +92,10 @@ class HandleNotFinite:
         if self._policy == "rewind" and steps:
             raise Rewind(what)
         last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint exists"
+        where = ", in a new --workdir" if steps else ""
         raise UserError(
             f"{what}; {last}. Try a lower train.learning_rate, a longer train.warmup_steps or a "
-            "smaller train.clip_norm, in a new --workdir"
+            f"smaller train.clip_norm{where}"
         )
 
 
