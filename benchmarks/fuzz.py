@@ -212,7 +212,7 @@ READERS = {
     "parquet": Reader(_rows, ("a.parquet",), _corpus("parquet", "a.parquet")),
 }
 _READER = flags.DEFINE_multi_enum("reader", list(READERS), list(READERS), "Readers to try.")
-_COUNT = flags.DEFINE_integer("count", 10_000, "Cases of a fast reader.", lower_bound=1)
+_COUNT = flags.DEFINE_integer("count", 2_000, "Cases of a fast reader.", lower_bound=1)
 _FIRST = flags.DEFINE_integer("first", 0, "Number of the first case.", lower_bound=0)
 _WORKER = flags.DEFINE_string("worker", None, "The folder of the files; only for internal use.")
 
