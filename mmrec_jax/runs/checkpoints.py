@@ -254,8 +254,8 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but none can be read.
         """
-        for problem in self._problems:
-            warn(problem)
+        while self._problems:
+            warn(self._problems.pop(0))
         steps = self.steps()
         for step, before in reversed(list(zip(steps, [None, *steps], strict=False))):
             try:

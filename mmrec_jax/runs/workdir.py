@@ -155,6 +155,7 @@ def prepare(path: Path, config: Config, dataset: Dataset) -> None:
     Raises:
         UserError: the run was started on another corpus, or the workdir cannot be written.
     """
+    check_config(path, config)  # once more, now that no other process is training there
     tokenizer = dataset.tokenizer.to_json()
     tokens = {name: getattr(dataset, name).num_tokens for name in SPLITS}
     data = {"fingerprint": dataset.fingerprint, "tokens": tokens}

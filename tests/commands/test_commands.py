@@ -86,8 +86,9 @@ def test_a_workdir_without_checkpoints(tmp_path):
 
 
 def test_the_workdir_of_another_config(tmp_path):
-    (tmp_path / "run/checkpoints/1").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
     workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
+    (tmp_path / "run/checkpoints/1").mkdir(parents=True)
     (tmp_path / "run/checkpoints/1/_CHECKPOINT_METADATA").touch()
     before = contents(tmp_path)
     flags = train_flags(tmp_path / "run", model__long_term=8)

@@ -13,6 +13,7 @@ from mmrec_jax.learning.step import TrainState, init_train_state
 from mmrec_jax.model.interface import mmrec
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import read_metrics
+from mmrec_jax.training.beginning import in_order, plan_run
 from mmrec_jax.training.loop import train
 from small_runs import config, final_params
 
@@ -23,7 +24,11 @@ BAD = 8  # the step whose batch is poison, counted from 1
 def poisoned(cfg, *steps):
     """The model, whose logits are not finite for the batches of these steps."""
     batches = training_batches(load_dataset(cfg).train, cfg)
-    poison = jnp.stack([batches[step - 1].tokens for step in steps])
+    return poisoned_by(cfg, [batches[step - 1] for step in steps])
+
+
+def poisoned_by(cfg, batches):
+    poison = jnp.stack([batch.tokens for batch in batches])
     model = mmrec(cfg.model)
 
     def apply(params, tokens, *args, **kwargs):
@@ -94,6 +99,15 @@ def test_a_rewound_run_reads_on_in_another_order(tmp_path, capsys):
 
 
 def test_a_run_that_cannot_get_past_a_checkpoint_ends(tmp_path):
+    """Whatever the order of the text, the step after the checkpoint is poison."""
+    cfg = config(train__on_not_finite="rewind", **STEPS)
+    plan = plan_run(cfg, tmp_path / "run")
+    poison = [in_order(plan, rewinds).batches[6] for rewinds in range(4)]
+    with pytest.raises(UserError, match="step 7 is not finite, after 3 rewinds to step 6"):
+        train(cfg, tmp_path / "run", model=poisoned_by(cfg, poison))
+
+
+def test_without_a_checkpoint_there_is_nothing_to_rewind_to(tmp_path):
     cfg = config(train__on_not_finite="rewind", **STEPS)
     model = mmrec(cfg.model)
 
