@@ -42,6 +42,9 @@ def keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", str(own))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # XLA's own caches have no checksums, and their path is a part of every program's key: programs
+    # would be lost when the cache is moved.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 class Programs:

@@ -48,21 +48,25 @@ def test_processes_share_what_they_compile_and_compile_again_what_is_broken(tmp_
     _, expected = result(start(tmp_path, MMREC_COMPILE_CACHE="0"))
     assert not programs(tmp_path)
 
-    at_once = [start(tmp_path) for _ in range(4)]
+    first = tmp_path / "first"
+    at_once = [start(first) for _ in range(4)]
     assert {result(process)[1] for process in at_once} == {expected}
-    assert result(start(tmp_path)) == (0, expected)
+    assert result(start(first)) == (0, expected)
 
-    kept = programs(tmp_path)
+    moved = first.rename(tmp_path / "moved")
+    assert result(start(moved)) == (0, expected)
+
+    kept = programs(moved)
     for path in kept[::2]:
         path.write_bytes(path.read_bytes()[:-50])
     for path in kept[1::2]:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
-    misses, x = result(start(tmp_path))
+    misses, x = result(start(moved))
     assert misses > 0
     assert x == expected
-    assert result(start(tmp_path)) == (0, expected)
+    assert result(start(moved)) == (0, expected)
 
 
 @pytest.mark.parametrize("at", [0, 3, -1])
