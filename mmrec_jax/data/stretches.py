@@ -8,6 +8,7 @@ the others make up for one that is killed, and a later command goes on from what
     tokenizer.json  00000.lock  00000.json (counts)  00000.tokens  00001.lock ...
 """
 
+import contextlib
 import itertools
 import json
 import operator
@@ -124,7 +125,8 @@ class SharedEncoding:
         """Waits for stretches that other processes work on; whether all are done then."""
         for stretch in found:
             if not self._is_done(stretch):
-                with self._lock(stretch):  # free when the stretch is done or its process is gone
+                # Free when the stretch is done or its process is gone; missing when all is done.
+                with contextlib.suppress(FileNotFoundError), self._lock(stretch):
                     pass
             if not self._is_done(stretch):
                 return False
@@ -137,6 +139,10 @@ class SharedEncoding:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
+            return None
+        except FileNotFoundError:
+            if not self._result.exists():
+                raise
             return None
         if self._is_done(stretch):  # by the process that has just released the lock
             lock.release()
