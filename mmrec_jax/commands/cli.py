@@ -92,10 +92,12 @@ def require(*names: str) -> None:
 
 def fail(message: str, exit_code: int = 1) -> None:
     """Prints one line and exits immediately, so that no thread prints a traceback after it."""
-    sys.stdout.flush()
     line = "".join(x if x.isprintable() else " " for x in message)  # names may have line ends
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    os._exit(exit_code)
+    try:
+        sys.stdout.flush()
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    finally:  # the output may be a file on a full disk
+        os._exit(exit_code)
 
 
 def _checked(main, required, cached):
