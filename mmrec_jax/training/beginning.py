@@ -161,11 +161,17 @@ def in_order(run: Run, rewinds: int) -> Run:
     """The run with its training text in another order for each number of rewinds."""
     if not rewinds:
         return run
-    seed = (run.config.train.seed + rewinds * 0x9E3779B97F4A7C15) % 2**63  # far apart
-    train = dataclasses.replace(run.config.train, seed=seed)
-    rows = local_rows(run.mesh, train.batch_size)
-    config = dataclasses.replace(run.config, train=train)
-    return run._replace(batches=training_batches(run.dataset.train, config, rows))
+    rows = local_rows(run.mesh, run.config.train.batch_size)
+    batches = training_batches(run.dataset.train, with_order(run.config, rewinds), rows)
+    return run._replace(batches=batches)
+
+
+def with_order(config: Config, rewinds: int) -> Config:
+    """The config whose seed gives the order of the training text after so many rewinds."""
+    if not rewinds:
+        return config
+    seed = (config.train.seed + rewinds * 0x9E3779B97F4A7C15) % 2**63  # far apart
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
 
 
 def as_saved(run: Run, state: TrainState) -> TrainState:

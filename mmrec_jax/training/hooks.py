@@ -14,7 +14,6 @@ from collections.abc import Callable
 import jax
 import optax
 
-from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalResult
 from mmrec_jax.learning.step import TrainState
 from mmrec_jax.training.moment import Journal, Moment, Numbers, Throughput
@@ -47,56 +46,6 @@ class FetchNumbers:
         self.stop = self.stop or int(metrics.pop("stop")) or None
         values = {name: float(value) for name, value in metrics.items() if value is not None}
         return Numbers(moment.step, values, seconds, moment.data_seconds)
-
-
-class Rewind(Exception):
-    """Training is to go back to the last checkpoint; the message says why."""
-
-
-class HandleNotFinite:
-    """Does what `train.on_not_finite` says when a loss or gradient is not finite.
-
-    That is before anything is saved. A step that was skipped is counted and logged by none of the
-    hooks that follow.
-    """
-
-    def __init__(self, journal: Journal, policy: str, most_skipped: int):
-        """`most_skipped`: steps in a row that may be skipped."""
-        self._journal, self._policy, self._most_skipped = journal, policy, most_skipped
-        self._skipped = 0  # in a row
-
-    def __call__(self, moment: Moment) -> None:
-        """Raises Rewind, or UserError where training cannot go on."""
-        good = []
-        for numbers in moment.numbers:
-            values = {"loss": "loss", "grad_norm": "gradient norm"}
-            bad = [name for key, name in values.items() if not math.isfinite(numbers.metrics[key])]
-            self._skipped = self._skipped + 1 if bad else 0
-            if bad:
-                self._handle(numbers.step, bad[0])
-            else:
-                good.append(numbers)
-        moment.numbers = good
-
-    def _handle(self, step: int, name: str) -> None:
-        _, metrics, display, checkpoints = self._journal
-        reason, what = f"the {name} is not finite", f"the {name} of step {step} is not finite"
-        if self._policy == "skip" and self._skipped <= self._most_skipped:
-            metrics.write("event", step, event="skipped", reason=reason)
-            display.say(f"{what}: skipped")
-            return
-        metrics.write("event", step, event="diverged", reason=reason)
-        metrics.flush()
-        checkpoints.wait()
-        steps = checkpoints.steps()
-        if self._policy == "rewind" and steps:
-            raise Rewind(what)
-        last = f"the last good checkpoint is step {steps[-1]}" if steps else "no checkpoint exists"
-        where = ", in a new --workdir" if steps else ""
-        raise UserError(
-            f"{what}; {last}. Try a lower train.learning_rate, a longer train.warmup_steps or a "
-            f"smaller train.clip_norm{where}"
-        )
 
 
 class CountSteps:

@@ -23,7 +23,7 @@ from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import read_metrics
 from mmrec_jax.runs.metrics_writer import MetricsWriter, NoMetrics
 from mmrec_jax.runs.provenance import provenance
-from mmrec_jax.training import hooks
+from mmrec_jax.training import divergence, hooks
 from mmrec_jax.training.beginning import (
     Run,
     agree,
@@ -92,7 +92,7 @@ def train(
                     ordered = in_order(run, progress.rewinds)
                     _train(ordered, state, journal, signals, speed, profile)
                     checkpoints.wait()
-            except hooks.Rewind as reason:
+            except divergence.Rewind as reason:
                 before = progress.rewinds
                 state, progress, is_new = first_state(run, checkpoints)
                 rewinds = rewinds + 1 if progress.rewinds + rewinds == before else 1
@@ -177,9 +177,10 @@ def _hooks(
 
     return [
         numbers,
-        hooks.HandleNotFinite(journal, train.on_not_finite, most_skipped),
+        divergence.HandleNotFinite(journal, train.on_not_finite, most_skipped),
         hooks.CountSteps(journal),
         hooks.LogSteps(journal, run.schedule, speed),
+        divergence.ReportSpikes(journal),
         hooks.Evaluate(evaluation),
         hooks.KeepBest(journal),
         hooks.StopEarly(journal, train.patience, train.min_improvement),

@@ -6,13 +6,14 @@ import signal
 import time
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.evaluate import EvalResult
 from mmrec_jax.learning.step import StepMetrics, TrainState
 from mmrec_jax.runs.metrics_writer import MetricsWriter
-from mmrec_jax.training import hooks
+from mmrec_jax.training import divergence, hooks
 from mmrec_jax.training.display import Display
 from mmrec_jax.training.moment import Due, Journal, Moment, Numbers, Throughput, Timetable
 from mmrec_jax.training.profiling import STEPS, WARM_UP, Profile
@@ -27,6 +28,7 @@ class Saves:
 
     def __init__(self, path):
         self._path, self.saved, self.waited = path, [], 0
+        self.directory = path / "checkpoints"
 
     def save(self, step, state, progress, best_loss=None):
         lines = len((self._path / "metrics.jsonl").read_text().splitlines())
@@ -108,13 +110,27 @@ def test_what_was_due_does_not_count_as_training_time():
     ("bad", "name"), [({"loss": math.nan}, "loss"), ({"grad_norm": math.inf}, "gradient norm")]
 )
 def test_a_number_that_is_not_finite_ends_the_run(journal, tmp_path, bad, name):
-    hook = hooks.HandleNotFinite(journal, "stop", most_skipped=10)
+    hook = divergence.HandleNotFinite(journal, "stop", most_skipped=10)
     hook(Moment(5, STATE, Due(), numbers=[numbers(4)]))
     journal.checkpoints.save(4, STATE, {"finished": ""})
     with pytest.raises(UserError, match=f"{name} of step 6 is not finite.* good .* step 4"):
         hook(Moment(6, STATE, Due(), numbers=[numbers(5), numbers(6, **bad)]))
     (event,) = lines(tmp_path, "event")
     assert (event["step"], event["event"]) == (6, "diverged")
+
+
+def test_a_spike_is_reported_and_noise_is_not(journal, tmp_path, capsys):
+    hook = divergence.ReportSpikes(journal)
+    losses = 4 * 0.999 ** np.arange(1000) + np.random.default_rng(0).normal(0, 0.1, 1000)
+    losses[[50, 700, 900]] = 9.0  # the first of them is too early to tell
+    for step, loss in enumerate(losses.tolist(), 1):
+        hook(Moment(step, STATE, Due(), numbers=[numbers(step, loss)]))
+    events = lines(tmp_path, "event")
+    assert [(event["step"], event["loss"]) for event in events] == [(701, 9.0), (901, 9.0)]
+    assert events[0]["median"] == pytest.approx(np.median(losses[500:700]))
+    said = capsys.readouterr().out
+    assert "step 701: loss 9.0000 is a spike" in said
+    assert f"mmrec_jax.training.batch --workdir={tmp_path} --step=701" in said
 
 
 def test_steps_are_counted_and_logged(journal, tmp_path, capsys):

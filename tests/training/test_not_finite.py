@@ -1,5 +1,9 @@
 """What training does when a loss is not finite: here, because a batch of one step makes it so."""
 
+import re
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +11,18 @@ import pytest
 
 from mmrec_jax.data.batches import training_batches
 from mmrec_jax.data.dataset import load_dataset
+from mmrec_jax.data.sources import open_corpus
 from mmrec_jax.errors import UserError
 from mmrec_jax.learning.optimizer import learning_rate_schedule, make_optimizer
 from mmrec_jax.learning.step import TrainState, init_train_state
 from mmrec_jax.model.interface import mmrec
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import read_metrics
+from mmrec_jax.runs.workdir import open_run
+from mmrec_jax.training.batch import losses, read_batch
 from mmrec_jax.training.beginning import in_order, plan_run
 from mmrec_jax.training.loop import train
-from small_runs import config, final_params
+from small_runs import ROOT, config, environment, final_params
 
 STEPS = {"train__num_steps": 12, "train__checkpoint_every": 3, "train__keep_checkpoints": 12}
 BAD = 8  # the step whose batch is poison, counted from 1
@@ -87,7 +94,9 @@ def test_a_rewound_run_reads_on_in_another_order(tmp_path, capsys):
     cfg = config(train__on_not_finite="rewind", **STEPS)
     train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
     said = f"the loss of step {BAD} is not finite: going on from step 6, with the text in another"
-    assert said in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert said in output
+    assert f"mmrec_jax.training.batch --workdir={tmp_path / 'run'} --step={BAD}\n" in output
     lines = read_metrics(tmp_path / "run", "train")
     assert [line["step"] for line in lines] == [*range(1, 13)]
     assert [event["rewinds"] for event in events(tmp_path / "run", "resumed")] == [1]
@@ -96,6 +105,40 @@ def test_a_rewound_run_reads_on_in_another_order(tmp_path, capsys):
     losses = [line["loss"] for line in read_metrics(tmp_path / "other", "train")]
     assert [line["loss"] for line in lines[:6]] == losses[:6]
     assert all(line["loss"] != loss for line, loss in zip(lines[6:], losses[6:], strict=True))
+
+    plan = plan_run(cfg, tmp_path / "run")
+    for rewinds, of_step in ((0, 0), (None, 1)):
+        batch, tokenizer = read_batch(tmp_path / "run", BAD, rewinds)
+        np.testing.assert_array_equal(batch.tokens, in_order(plan, of_step).batches[BAD - 1].tokens)
+        assert tokenizer.decode(batch.tokens[0]) in corpus_text(cfg)
+
+
+def corpus_text(cfg):
+    return "".join(piece.text for piece in open_corpus(cfg.data).parts[0].pieces())
+
+
+def test_the_texts_of_a_step_are_printed_from_the_one_with_the_highest_loss(tmp_path):
+    train(config(model__dropout=0.0, **STEPS), tmp_path / "run")
+    script = ("-m", "mmrec_jax.training.batch", f"--workdir={tmp_path / 'run'}")
+    result = subprocess.run(
+        [sys.executable, *script, "--step=7"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    heads = re.findall(r"^--- text \d+ of 2, .* checkpoint 6 is (.*)$", result.stdout, re.MULTILINE)
+    assert len(heads) == 2
+    assert sorted(heads, reverse=True) == heads
+    batch, tokenizer = read_batch(tmp_path / "run", 7)
+    run = open_run(tmp_path / "run")
+    of_texts = losses(run, 6, batch)
+    assert float(heads[0]) == pytest.approx(of_texts.max(), abs=1e-4)
+    assert tokenizer.decode(batch.tokens[of_texts.argmax()]) in result.stdout
+    # An independent mean: that of the training step, whose batch it is, with the same parameters.
+    (line,) = (x for x in read_metrics(tmp_path / "run", "train") if x["step"] == 7)
+    assert of_texts.mean() == pytest.approx(line["loss"], rel=1e-3)
 
 
 def test_a_run_that_cannot_get_past_a_checkpoint_ends(tmp_path):

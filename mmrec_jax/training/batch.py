@@ -1,0 +1,83 @@
+"""Prints the texts that a training step has read, those with the highest loss first.
+
+python -m mmrec_jax.training.batch --workdir=runs/tiny --step=120
+
+Their losses are those of the newest checkpoint from before the step, or of the oldest one, if the
+run has any, with an empty memory at the beginning of each text.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from mmrec_jax.commands import cli
+from mmrec_jax.data.batches import training_batches
+from mmrec_jax.data.dataset import load_dataset
+from mmrec_jax.data.tokenizers import Tokenizer
+from mmrec_jax.data.windows import Batch
+from mmrec_jax.errors import UserError
+from mmrec_jax.learning.evaluate import empty_memory, make_eval_step
+from mmrec_jax.model.interface import mmrec
+from mmrec_jax.runs.metrics import read_lines
+from mmrec_jax.runs.workdir import Run, has_checkpoints, open_run, read_config, read_data
+from mmrec_jax.training.beginning import with_order
+
+
+def read_batch(path: Path, step: int, rewinds: int | None = None) -> tuple[Batch, Tokenizer]:
+    """What all processes together have read in a step, counted from 1.
+
+    `rewinds`: how often training had been rewound before; None: as the log says.
+
+    Raises:
+        UserError: the run has not come that far, or its text has changed.
+    """
+    config, lines = read_config(path), list(read_lines(path))
+    last = max((line["step"] for line in lines), default=0)
+    if not 1 <= step <= last:
+        raise UserError(f"--step={step}: the run in {path} has {last:,} steps")
+    dataset = load_dataset(config)
+    if dataset.fingerprint != read_data(path).get("fingerprint"):
+        raise UserError(f"the text of {path} has changed since it was trained")
+    if rewinds is None:  # it is logged each time that training starts or goes on
+        before = [line for line in lines if line["step"] < step and "rewinds" in line]
+        rewinds = before[-1]["rewinds"] if before else 0
+    batches = training_batches(dataset.train, with_order(config, rewinds))
+    return batches[step - 1], dataset.tokenizer
+
+
+def losses(run: Run, checkpoint: int, batch: Batch) -> np.ndarray:
+    """The mean loss of each text of a batch in nats per token [batch]; 0 without any to predict."""
+    memory = empty_memory(mmrec(run.config.model), len(batch.tokens))
+    found, _ = make_eval_step(run.config.model)(run.params(checkpoint), batch, memory)
+    return np.asarray(jax.device_get(found.loss)).sum(1) / np.maximum(batch.weights.sum(1), 1)
+
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
+_STEP = flags.DEFINE_integer("step", None, "The training step.", lower_bound=1)
+_REWINDS = flags.DEFINE_integer(
+    "rewinds", None, "Rewinds of training before that step; default: as logged.", lower_bound=0
+)
+_TEXTS = flags.DEFINE_integer("texts", 3, "The number of texts to print.", lower_bound=1)
+
+
+def main():
+    path = Path(_WORKDIR.value)
+    batch, tokenizer = read_batch(path, _STEP.value, _REWINDS.value)
+    order, heads = np.arange(len(batch.tokens)), [""] * len(batch.tokens)
+    if has_checkpoints(path):
+        run = open_run(path)
+        steps = run.checkpoints.steps()
+        checkpoint = max((step for step in steps if step < _STEP.value), default=steps[0])
+        of_texts = losses(run, checkpoint, batch)
+        order = np.argsort(-of_texts)
+        heads = [f", whose loss with checkpoint {checkpoint} is {loss:.4f}" for loss in of_texts]
+    for row in order[: _TEXTS.value]:
+        print(f"--- text {row + 1} of {len(order)}{heads[row]}")
+        text = tokenizer.decode(batch.tokens[row])
+        print("".join(x if x.isprintable() or x in "\n\t" else ascii(x)[1:-1] for x in text))
+
+
+if __name__ == "__main__":
+    cli.run(main, required=["workdir", "step"])
