@@ -183,6 +183,26 @@ def _rows(folder: Path) -> None:
     pq.write_table(pa.table({"text": TEXT.splitlines()}), folder / "a.parquet")
 
 
+def _dataset(folder: Path) -> None:
+    from mmrec_jax.commands.tfds_builder import make_builder
+    from mmrec_jax.config import DataConfig
+    from mmrec_jax.data.sources.tfds import quietly
+
+    _texts(folder)
+    with quietly():
+        data = DataConfig(source="text", path=str(folder / "a.txt"), test_fraction=0.1)
+        make_builder("fuzz", "1.0.0", data, str(folder)).download_and_prepare()
+
+
+def _tfds(folder: Path) -> None:
+    from mmrec_jax.config import DataConfig
+    from mmrec_jax.data.sources import open_corpus
+
+    data = DataConfig(source="tfds", tfds_name="fuzz", tfds_dir=str(folder))
+    for part in open_corpus(data).parts:
+        collections.deque(part.pieces(), maxlen=0)
+
+
 def _corpus(source: str, pattern: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         from configs import tiny
@@ -209,6 +229,7 @@ READERS = {
     "compressed": Reader(_texts, ("a.txt.*",), _corpus("text", "a.txt.*")),
     "archive": Reader(_texts, ("a.tar*",), _corpus("text", "a.tar*")),
     "jsonl": Reader(_rows, ("a.jsonl",), _corpus("jsonl", "a.jsonl")),
+    "tfds": Reader(_dataset, ("fuzz/1.0.0/*",), _tfds, 0.5),
     "parquet": Reader(_rows, ("a.parquet",), _corpus("parquet", "a.parquet")),
 }
 _READER = flags.DEFINE_multi_enum("reader", list(READERS), list(READERS), "Readers to try.")

@@ -1,6 +1,7 @@
 """TensorFlow datasets: prepared and read without TensorFlow."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -95,6 +96,29 @@ def test_a_long_document_is_one_document_of_several_examples(folder, monkeypatch
     monkeypatch.undo()
     corpus = open_corpus(tfds_config(folder, "long_plays"))
     assert splits_of(corpus) == splits_of(open_corpus(data))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("features.json", "tensorflow_datasets.core.features.text_feature", "stranger", "not of"),
+        ("dataset_info.json", "{DATASET}-", "../../{DATASET}-", "names a file outside of it"),
+        ("dataset_info.json", "name", "nombre", "cannot be read: Message type"),
+    ],
+)
+def test_a_dataset_of_a_stranger_runs_no_code_and_stays_in_its_folder(
+    folder, tmp_path, monkeypatch, file, old, new, told
+):
+    shutil.copytree(folder / "tfds/plays", tmp_path / "tfds/plays")
+    path = tmp_path / "tfds/plays/1.2.3" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    (tmp_path / "stranger.py").write_text("open('has_run', 'w')")
+    monkeypatch.syspath_prepend(tmp_path)  # as Python does with the current folder
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        open_corpus(tfds_config(tmp_path, "plays"))
+    assert not (tmp_path / "has_run").exists()
 
 
 @pytest.mark.slow

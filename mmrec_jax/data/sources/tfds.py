@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -16,6 +17,7 @@ from mmrec_jax.errors import UserError, nearest
 import tensorflow_datasets as tfds  # isort: skip
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.core.download import downloader
+from tensorflow_datasets.core.features import feature as features_
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -28,9 +30,13 @@ def open_corpus(config: DataConfig) -> Corpus:
     Raises:
         UserError: the dataset, split or field does not exist, or the dataset is not prepared.
     """
-    with quietly():
+    with quietly(), _reading(f"tfds dataset {config.tfds_name!r}"), _known_features():
         builder = _builder(config)
-    features = builder.info.features
+        features = builder.info.features
+        files = [path for split in builder.info.splits.values() for path in split.filepaths]
+    for path in files:
+        if not Path(os.path.normpath(path)).is_relative_to(builder.data_path):
+            raise UserError(f"{builder.data_path} names a file outside of it: {path}")
     if config.field not in features:
         raise UserError(
             f"{builder.info.full_name} has no field {config.field!r}; it has "
@@ -47,15 +53,14 @@ def open_corpus(config: DataConfig) -> Corpus:
         case _:
             shares = {train: (("train", 1.0),)} | {name: ((name, 1.0),) for name in held_out}
     parts = tuple(Part(_reader(builder, split, config.field), s) for split, s in shares.items())
-    files = [path for split in builder.info.splits.values() for path in split.filepaths]
     return Corpus(parts, tuple(map(Path, files)))
 
 
 def _reader(builder, split: str, field: str):
+    what = f"{builder.info.full_name}, split {split!r}"
     try:
-        source = builder.as_data_source(split)
-    except ValueError as error:
-        raise UserError(f"{builder.info.full_name}, split {split!r}: {error}") from error
+        with _reading(what):
+            source = builder.as_data_source(split)
     except NotImplementedError as error:
         raise UserError(
             f"{builder.info.full_name} in {builder.data_path} is not stored as array_record; run "
@@ -68,7 +73,9 @@ def _reader(builder, split: str, field: str):
 
     def pieces() -> Iterator[Piece]:
         document = None
-        for index, example in enumerate(source):
+        for index in range(len(source)):
+            with _reading(what):
+                example = source[index]
             value = example[field]
             if not isinstance(value, bytes):
                 raise UserError(
@@ -113,6 +120,31 @@ def _builder(config: DataConfig):
 
 class _MustDownload(Exception):
     pass
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turns what TFDS raises, which for damaged files may be anything, into a UserError."""
+    try:
+        yield
+    except (UserError, NotImplementedError):
+        raise
+    except Exception as error:
+        raise UserError(f"{what} cannot be read: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _known_features() -> Iterator[None]:
+    """Refuses features that are not of TFDS: it would import any module that a dataset names."""
+    find = features_.FeatureConnector.cls_from_name
+
+    def checked(name: str):
+        if not name.startswith("tensorflow_datasets."):
+            raise UserError(f"it has a feature of {name!r}, which is not of TFDS; it is not loaded")
+        return find(name)
+
+    with mock.patch.object(features_.FeatureConnector, "cls_from_name", checked):
+        yield
 
 
 @contextlib.contextmanager
