@@ -33,8 +33,8 @@ def main():
 
     if "" in _STOP.value:
         raise UserError("--stop is empty; give a string to stop before")
-    if session and not session.absolute().parent.is_dir():
-        raise UserError(f"--session={session}: there is no folder {session.absolute().parent}")
+    if session:
+        _check_folder(session.absolute().parent)
 
     import mmrec_jax
     from mmrec_jax.inference.generation import Sampling
@@ -66,6 +66,18 @@ def main():
     print()
     if session:
         conversation.save(session)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError if no session could be saved in a folder."""
+    from mmrec_jax.files import check_writable
+
+    if not folder.is_dir():
+        raise UserError(f"--session: there is no folder {folder}")
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise UserError(f"--session: {folder} cannot be written to: {error.strerror}") from error
 
 
 if __name__ == "__main__":

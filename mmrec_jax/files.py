@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -54,6 +55,15 @@ def regular(path: Path) -> Path:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a file without a name in a folder, to find out whether that is possible.
+
+    Raises:
+        OSError: it is not.
+    """
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def is_leftover(path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmrec_jax.data.batches import SplitWindows, TextWindows
 from mmrec_jax.data.dataset import Split
 from mmrec_jax.errors import UserError
-from mmrec_jax.files import write_text
+from mmrec_jax.files import check_writable, write_text
 from mmrec_jax.learning.breakdown import Breakdown
 from mmrec_jax.report.drawing import draw
 from mmrec_jax.report.evaluation import (
@@ -61,6 +61,7 @@ def compare_losses(
     texts = _same_text(runs, split_name, text)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        check_writable(output)
     except OSError as error:
         message = f"cannot write to {output}: {error.strerror}; use another --output"
         raise UserError(message) from error

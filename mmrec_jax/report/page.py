@@ -18,7 +18,7 @@ import numpy as np
 
 from mmrec_jax.config import FILE_SOURCES, Config, flatten
 from mmrec_jax.errors import UserError
-from mmrec_jax.files import write_text
+from mmrec_jax.files import check_writable, write_text
 from mmrec_jax.learning.breakdown import FEWEST
 from mmrec_jax.learning.cost import count_flops, count_parameters
 from mmrec_jax.report import plots
@@ -112,7 +112,6 @@ def write_comparison(paths: list[Path], output: Path) -> Path:
     configs, logs = [read_config(path) for path in paths], [read_log(path) for path in paths]
     if not any(len(log.train["step"]) for log in logs):
         raise UserError("none of these runs has recorded a step yet")
-    output.parent.mkdir(parents=True, exist_ok=True)
     losses = draw_for_page(
         _pictures_folder(output.parent),
         "comparison",
@@ -247,7 +246,8 @@ def _duration(seconds: float) -> str:
 def _pictures_folder(path: Path) -> Path:
     folder = path / "report"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     except OSError as error:
         raise UserError(f"cannot write a report in {path}: {error.strerror}") from error
     return folder

@@ -312,6 +312,37 @@ def test_a_folder_with_an_unusual_name_is_named_in_one_line(places, name):
     assert " ".join(name.split()) in line
 
 
+NO_DISK = Path("/proc")  # where nobody can make a file or a folder
+
+
+@pytest.mark.skipif(not NO_DISK.exists(), reason="this system has no such folder")
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("train.py", "workdir"),
+        ("eval.py --workdir=RUN --workdir=OTHER", "output"),
+        ("report.py --workdir=RUN --workdir=OTHER", "output"),
+        ("generate.py --workdir=RUN", "session"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to(places, command, place):
+    other = shutil.copytree(places.workdir, places.folder / "other")
+    script, *flags = (
+        command.replace("RUN", str(places.workdir)).replace("OTHER", str(other)).split()
+    )
+    flags += train_flags(NO_DISK / "x") if script == "train.py" else [f"--{place}={NO_DISK / 'x'}"]
+    assert str(NO_DISK) in refused(places, script, *flags)
+
+
+@pytest.mark.skipif(not NO_DISK.exists(), reason="this system has no such folder")
+@pytest.mark.parametrize("script", ["train.py", "mmrec_jax.commands.prepare"])
+def test_a_cache_that_cannot_be_written(places, script):
+    flags = train_flags(places.folder / "run")
+    flags = flags if script == "train.py" else [x for x in flags if x.startswith("--config")]
+    line = refused(places._replace(cache=NO_DISK / "cache"), script, *flags)
+    assert f"the cache {NO_DISK}/cache cannot be written" in line
+
+
 # --- flags ---
 
 
