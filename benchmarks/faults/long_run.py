@@ -16,17 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
 
 from benchmarks.faults.commands import ROOT, SAMPLE, SMALL, train_flags
-from mmrec_jax import checksums
-from mmrec_jax.checksums import Damaged
 from mmrec_jax.commands import cli
 from mmrec_jax.errors import UserError
+from mmrec_jax.runs.metrics import last_lines
 from mmrec_jax.tables import print_table
 
 _STEPS = flags.DEFINE_integer("steps", 200_000, "Steps.", lower_bound=10_000)
@@ -92,7 +90,7 @@ def look(pid: int, path: Path, step: int) -> Seen:
     """What can be seen of a process from outside."""
     status = Path(f"/proc/{pid}/status").read_text().split()
     seconds = []
-    for line in _last_lines(path, 2**20):
+    for line in last_lines(path, 2**20):
         if line["kind"] == "train":
             seconds.append(
                 SMALL["train.batch_size"] * SMALL["train.seq_len"] / line["tokens_per_second"]
@@ -110,22 +108,7 @@ def look(pid: int, path: Path, step: int) -> Seen:
 
 def last_step(path: Path) -> int:
     """The last step in the log of a run; 0 if there is none."""
-    return max((line["step"] for line in _last_lines(path, 2**12)), default=0)
-
-
-def _last_lines(path: Path, size: int) -> Iterator[dict]:
-    """The complete lines in the last bytes of a log."""
-    try:
-        with (path / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
-        try:
-            yield checksums.unsealed(line.decode())
-        except (Damaged, UnicodeDecodeError):
-            continue
+    return max((line["step"] for line in last_lines(path, 2**12)), default=0)
 
 
 def main():

@@ -1,8 +1,9 @@
 """Reads the numbers that a run has logged in metrics.jsonl."""
 
 import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmrec_jax import checksums
@@ -26,6 +27,19 @@ def read_lines(workdir: Path) -> Iterator[dict]:
         print(f"{path}: {lines} {damaged[0]:,} is damaged and left out", file=sys.stderr)
 
 
+def last_lines(workdir: Path, num_bytes: int) -> list[dict]:
+    """The lines in the last bytes of metrics.jsonl, which may be missing, without damaged ones."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    with regular(path).open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - num_bytes)
+        file.seek(start)
+        texts = file.read().splitlines(keepends=True)[bool(start) :]
+    lines = _lines(text.decode(errors="replace") for text in texts)
+    return [line for _, line in lines if line is not None]
+
+
 def damaged_lines(workdir: Path) -> list[int]:
     """The numbers, from 1, of the damaged lines of metrics.jsonl."""
     return [number for number, line in _numbered(workdir / "metrics.jsonl") if line is None]
@@ -34,15 +48,19 @@ def damaged_lines(workdir: Path) -> list[int]:
 def _numbered(path: Path) -> Iterator[tuple[int, dict | None]]:
     """The lines with their numbers; None for a damaged one, except if it is half written."""
     with regular(path).open(errors="replace") if path.exists() else io.StringIO() as file:
-        for number, text in enumerate(file, 1):
-            try:
-                line = checksums.unsealed(text)
-                if not _is_line(line):
-                    raise Damaged("it is not a line of a run")
-                yield number, line
-            except Damaged:
-                if text.endswith("\n"):
-                    yield number, None
+        yield from _lines(file)
+
+
+def _lines(texts: Iterable[str]) -> Iterator[tuple[int, dict | None]]:
+    for number, text in enumerate(texts, 1):
+        try:
+            line = checksums.unsealed(text)
+            if not _is_line(line):
+                raise Damaged("it is not a line of a run")
+            yield number, line
+        except Damaged:
+            if text.endswith("\n"):
+                yield number, None
 
 
 def _is_line(values: dict) -> bool:

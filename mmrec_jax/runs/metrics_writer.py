@@ -1,5 +1,6 @@
 """Writes the numbers of a run: metrics.jsonl and TensorBoard files."""
 
+import mmap
 import os
 import shutil
 import time
@@ -12,7 +13,6 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from mmrec_jax import checksums
 from mmrec_jax.checksums import Damaged
-from mmrec_jax.files import write_text
 
 
 class MetricsWriter:
@@ -22,9 +22,7 @@ class MetricsWriter:
         """Opens both, and drops what is of steps after `resume_step` (-1 drops all)."""
         path = workdir / "metrics.jsonl"
         if path.exists():
-            with path.open(errors="replace") as file:
-                kept = [line for line in file if _is_kept(line, resume_step)]
-            write_text(path, "".join(kept))
+            _drop_after(path, resume_step)
         self._file = path.open("a", buffering=1)  # a report may read it during the run
         # EventsWriter rather than SummaryWriter: a full disk kills the thread of the latter, and
         # closing it then waits forever.
@@ -73,8 +71,22 @@ class NoMetrics:
         pass
 
 
-def _is_kept(line: str, resume_step: int) -> bool:
-    try:
-        return checksums.unsealed(line)["step"] <= resume_step
-    except (Damaged, KeyError, TypeError):  # such as a line cut off by a kill
+def _drop_after(path: Path, last_step: int) -> None:
+    """Cuts off what was logged after a step; of what was logged before, it reads only one line."""
+    with path.open("r+b") as file:
+        if not (end := os.fstat(file.fileno()).st_size):
+            return  # it cannot be mapped
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as log:
+            while end:
+                start = log.rfind(b"\n", 0, end - 1) + 1
+                if _is_kept(log[start:end], last_step):  # and so are all before, which are in order
+                    break
+                end = start
+        file.truncate(end)
+
+
+def _is_kept(line: bytes, last_step: int) -> bool:
+    try:  # a kill may have cut the line off
+        return line.endswith(b"\n") and checksums.unsealed(line.decode())["step"] <= last_step
+    except (Damaged, UnicodeDecodeError, KeyError, TypeError):
         return False

@@ -20,7 +20,7 @@ from mmrec_jax.model.interface import ModelFunctions
 from mmrec_jax.model.params import Params
 from mmrec_jax.runs import workdir as workdirs
 from mmrec_jax.runs.checkpoints import Checkpoints
-from mmrec_jax.runs.metrics import read_metrics
+from mmrec_jax.runs.metrics import last_lines
 from mmrec_jax.runs.metrics_writer import MetricsWriter, NoMetrics
 from mmrec_jax.runs.provenance import provenance
 from mmrec_jax.training import divergence, hooks
@@ -250,7 +250,8 @@ def _journal(
     metrics, epochs = NoMetrics(), []
     if processes.is_first():
         metrics = MetricsWriter(run.path, -1 if is_new else first_step)
-        epochs = read_metrics(run.path, "epoch")[-SHOWN_EPOCHS:]
+        recent = last_lines(run.path, 2**24)
+        epochs = [line for line in recent if line["kind"] == "epoch"][-SHOWN_EPOCHS:]
     display = Display(run.total_steps, first_step, run.config.train.log_every, epochs)
     try:
         metrics.write(
