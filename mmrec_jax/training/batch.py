@@ -54,6 +54,27 @@ def losses(run: Run, checkpoint: int, batch: Batch) -> np.ndarray:
     return np.asarray(jax.device_get(found.loss)).sum(1) / np.maximum(batch.weights.sum(1), 1)
 
 
+def print_batch(path: Path, step: int, rewinds: int | None, texts: int) -> None:
+    """Prints some of the texts of a step, from the one with the highest loss.
+
+    Raises:
+        UserError: as in `read_batch`, or a checkpoint cannot be read.
+    """
+    batch, tokenizer = read_batch(path, step, rewinds)
+    order, heads = np.arange(len(batch.tokens)), [""] * len(batch.tokens)
+    if has_checkpoints(path):
+        run = open_run(path)
+        steps = run.checkpoints.steps()
+        checkpoint = max((before for before in steps if before < step), default=steps[0])
+        of_texts = losses(run, checkpoint, batch)
+        order = np.argsort(-of_texts)
+        heads = [f", whose loss with checkpoint {checkpoint} is {loss:.4f}" for loss in of_texts]
+    for row in order[:texts]:
+        print(f"--- text {row + 1} of {len(order)}{heads[row]}")
+        text = tokenizer.decode(batch.tokens[row])
+        print("".join(x if x.isprintable() or x in "\n\t" else ascii(x)[1:-1] for x in text))
+
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
 _STEP = flags.DEFINE_integer("step", None, "The training step.", lower_bound=1)
 _REWINDS = flags.DEFINE_integer(
@@ -63,20 +84,7 @@ _TEXTS = flags.DEFINE_integer("texts", 3, "The number of texts to print.", lower
 
 
 def main():
-    path = Path(_WORKDIR.value)
-    batch, tokenizer = read_batch(path, _STEP.value, _REWINDS.value)
-    order, heads = np.arange(len(batch.tokens)), [""] * len(batch.tokens)
-    if has_checkpoints(path):
-        run = open_run(path)
-        steps = run.checkpoints.steps()
-        checkpoint = max((step for step in steps if step < _STEP.value), default=steps[0])
-        of_texts = losses(run, checkpoint, batch)
-        order = np.argsort(-of_texts)
-        heads = [f", whose loss with checkpoint {checkpoint} is {loss:.4f}" for loss in of_texts]
-    for row in order[: _TEXTS.value]:
-        print(f"--- text {row + 1} of {len(order)}{heads[row]}")
-        text = tokenizer.decode(batch.tokens[row])
-        print("".join(x if x.isprintable() or x in "\n\t" else ascii(x)[1:-1] for x in text))
+    print_batch(Path(_WORKDIR.value), _STEP.value, _REWINDS.value, _TEXTS.value)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """What training does when a loss is not finite: here, because a batch of one step makes it so."""
 
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +17,10 @@ from mmrec_jax.model.interface import mmrec
 from mmrec_jax.runs.checkpoints import Checkpoints
 from mmrec_jax.runs.metrics import read_metrics
 from mmrec_jax.runs.workdir import open_run
-from mmrec_jax.training.batch import losses, read_batch
+from mmrec_jax.training.batch import losses, print_batch, read_batch
 from mmrec_jax.training.beginning import in_order, plan_run
 from mmrec_jax.training.loop import train
-from small_runs import ROOT, config, environment, final_params
+from small_runs import config, final_params
 
 STEPS = {"train__num_steps": 12, "train__checkpoint_every": 3, "train__keep_checkpoints": 12}
 BAD = 8  # the step whose batch is poison, counted from 1
@@ -117,25 +115,19 @@ def corpus_text(cfg):
     return "".join(piece.text for piece in open_corpus(cfg.data).parts[0].pieces())
 
 
-def test_the_texts_of_a_step_are_printed_from_the_one_with_the_highest_loss(tmp_path):
+def test_the_texts_of_a_step_are_printed_from_the_one_with_the_highest_loss(tmp_path, capsys):
     train(config(model__dropout=0.0, **STEPS), tmp_path / "run")
-    script = ("-m", "mmrec_jax.training.batch", f"--workdir={tmp_path / 'run'}")
-    result = subprocess.run(
-        [sys.executable, *script, "--step=7"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    heads = re.findall(r"^--- text \d+ of 2, .* checkpoint 6 is (.*)$", result.stdout, re.MULTILINE)
+    capsys.readouterr()
+    print_batch(tmp_path / "run", step=7, rewinds=None, texts=3)
+    output = capsys.readouterr().out
+    heads = re.findall(r"^--- text \d+ of 2, .* checkpoint 6 is (.*)$", output, re.MULTILINE)
     assert len(heads) == 2
     assert sorted(heads, reverse=True) == heads
     batch, tokenizer = read_batch(tmp_path / "run", 7)
     run = open_run(tmp_path / "run")
     of_texts = losses(run, 6, batch)
     assert float(heads[0]) == pytest.approx(of_texts.max(), abs=1e-4)
-    assert tokenizer.decode(batch.tokens[of_texts.argmax()]) in result.stdout
+    assert tokenizer.decode(batch.tokens[of_texts.argmax()]) in output
     # An independent mean: that of the training step, whose batch it is, with the same parameters.
     (line,) = (x for x in read_metrics(tmp_path / "run", "train") if x["step"] == 7)
     assert of_texts.mean() == pytest.approx(line["loss"], rel=1e-3)
