@@ -84,15 +84,12 @@ def _verdict(what: str, read: Callable[[], object]) -> Verdict:
     return Verdict(what)
 
 
-_WORKDIR = flags.DEFINE_multi_string("workdir", [], "Workdir to verify; may be repeated.")
-_CACHE = flags.DEFINE_bool("cache", False, "Verify the cache.")
-
-
 def main():
-    if not _WORKDIR.value and not _CACHE.value:
+    workdirs, with_cache = flags.FLAGS.workdir, flags.FLAGS.cache
+    if not workdirs and not with_cache:
         raise UserError("give --workdir=PATH, or --cache")
-    checks = [(name, check_workdir(Path(name))) for name in _WORKDIR.value]
-    if _CACHE.value:
+    checks = [(name, check_workdir(Path(name))) for name in workdirs]
+    if with_cache:
         checks.append((str(cache_root()), check_cache(cache_root())))
     damaged, unsealed = [], 0
     for name, verdicts in checks:
@@ -106,4 +103,6 @@ def main():
 
 
 if __name__ == "__main__":
+    flags.DEFINE_multi_string("workdir", [], "Workdir to verify; may be repeated.")
+    flags.DEFINE_bool("cache", False, "Verify the cache.")
     cli.run(main)

@@ -75,17 +75,16 @@ def print_batch(path: Path, step: int, rewinds: int | None, texts: int) -> None:
         print("".join(x if x.isprintable() or x in "\n\t" else ascii(x)[1:-1] for x in text))
 
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
-_STEP = flags.DEFINE_integer("step", None, "The training step.", lower_bound=1)
-_REWINDS = flags.DEFINE_integer(
-    "rewinds", None, "Rewinds of training before that step; default: as logged.", lower_bound=0
-)
-_TEXTS = flags.DEFINE_integer("texts", 3, "The number of texts to print.", lower_bound=1)
-
-
 def main():
-    print_batch(Path(_WORKDIR.value), _STEP.value, _REWINDS.value, _TEXTS.value)
+    given = flags.FLAGS
+    print_batch(Path(given.workdir), given.step, given.rewinds, given.texts)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Workdir of the run.")
+    flags.DEFINE_integer("step", None, "The training step.", lower_bound=1)
+    flags.DEFINE_integer(
+        "rewinds", None, "Rewinds of training before that step; default: as logged.", lower_bound=0
+    )
+    flags.DEFINE_integer("texts", 3, "The number of texts to print.", lower_bound=1)
     cli.run(main, required=["workdir", "step"])
