@@ -1,11 +1,12 @@
 """Generates text with a model: python generate.py --workdir=runs/tiny --prompt="The old"."""
 
+import sys
 from pathlib import Path
 
 from absl import flags
 
 from mmrec_jax.commands import cli
-from mmrec_jax.errors import UserError
+from mmrec_jax.errors import UserError, printable
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, final, or a step.")
@@ -54,18 +55,23 @@ def main():
         with waiting("writing"):
             texts = lm.generate(prompts, **how)
         for prompt, text in zip(prompts, texts, strict=True):
-            print(f"--- {prompt}\n{prompt}{text}")
+            print(_shown(f"--- {prompt}\n{prompt}{text}"))
         return
     prompt = prompts[0] if prompts else ""
     conversation = lm.session(session if session and session.exists() else None)
     with waiting("reading the prompt"):  # and compiling
         conversation.read(prompt)
-    print(prompt, end="", flush=True)
+    print(_shown(prompt), end="", flush=True)
     for piece in conversation.stream(**how):
-        print(piece, end="", flush=True)
+        print(_shown(piece), end="", flush=True)
     print()
     if session:
         conversation.save(session)
+
+
+def _shown(text: str) -> str:
+    """The text, which may be of a stranger's model, in a form that is safe for a terminal."""
+    return printable(text, keep="\n\t") if sys.stdout.isatty() else text
 
 
 def _check_folder(folder: Path) -> None:

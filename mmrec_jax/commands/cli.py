@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from mmrec_jax.commands import process
 from mmrec_jax.commands.compiled_programs import keep_compiled
-from mmrec_jax.errors import UserError, nearest
+from mmrec_jax.errors import UserError, nearest, printable
 from mmrec_jax.waiting import show_waiting
 
 # Packages that only some commands need, and the part of the installation that brings each.
@@ -92,10 +92,9 @@ def require(*names: str) -> None:
 
 def fail(message: str, exit_code: int = 1) -> None:
     """Prints one line and exits immediately, so that no thread prints a traceback after it."""
-    line = "".join(x if x.isprintable() else " " for x in message)  # names may have line ends
     try:
         sys.stdout.flush()
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     finally:  # the output may be a file on a full disk
         os._exit(exit_code)
 

@@ -17,7 +17,7 @@ from mmrec_jax.data.batches import training_batches
 from mmrec_jax.data.dataset import load_dataset
 from mmrec_jax.data.tokenizers import Tokenizer
 from mmrec_jax.data.windows import Batch
-from mmrec_jax.errors import UserError
+from mmrec_jax.errors import UserError, printable
 from mmrec_jax.learning.evaluate import empty_memory, make_eval_step
 from mmrec_jax.model.interface import mmrec
 from mmrec_jax.runs.metrics import read_lines
@@ -71,8 +71,7 @@ def print_batch(path: Path, step: int, rewinds: int | None, texts: int) -> None:
         heads = [f", whose loss with checkpoint {checkpoint} is {loss:.4f}" for loss in of_texts]
     for row in order[:texts]:
         print(f"--- text {row + 1} of {len(order)}{heads[row]}")
-        text = tokenizer.decode(batch.tokens[row])
-        print("".join(x if x.isprintable() or x in "\n\t" else ascii(x)[1:-1] for x in text))
+        print(printable(tokenizer.decode(batch.tokens[row]), keep="\n\t"))
 
 
 def main():

@@ -6,7 +6,7 @@ import pytest
 
 from mmrec_jax.data.dataset import load_dataset
 from mmrec_jax.data.token_cache import open_prepared
-from mmrec_jax.errors import UserError
+from mmrec_jax.errors import UserError, printable
 from mmrec_jax.runs import workdir as workdirs
 from mmrec_jax.training.loop import train
 from small_runs import ROOT, config, one_error_line, run, train_flags
@@ -167,3 +167,9 @@ def test_a_workdir_that_was_left_incomplete_is_rebuilt(tmp_path):
     assert not (tmp_path / "config.json.12.tmp").exists()
     workdirs.prepare(tmp_path, config(), load_dataset(config()))
     assert contents(tmp_path) == before
+
+
+def test_what_is_shown_cannot_change_the_terminal():
+    text = "red \x1b[31m, back \r\x08, title \x9d0;x\x07, reversed \u202e, and plain ğ\n\t."
+    shown = "red \\x1b[31m, back \\r\\x08, title \\x9d0;x\\x07, reversed \\u202e, and plain ğ\n\t."
+    assert printable(text, keep="\n\t") == shown
