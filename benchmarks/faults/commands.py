@@ -3,8 +3,9 @@
 import hashlib
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
@@ -39,6 +40,7 @@ class Command(NamedTuple):
     results: Callable[[Path], Results]
     reads: str = ""  # the command whose undisturbed `run` is its `source`
     may_repeat: bool = True  # whether the command, once it has ended well, may be given again
+    environment: Mapping[str, str] = MappingProxyType({})
 
 
 def _train(knobs: dict, *more: str) -> Callable[[Path], list[list[str]]]:
@@ -154,7 +156,7 @@ COMMANDS = {
     "carried memory": Command(_train({"train.carry_memory": True}), _of_run),
     "growth": Command(_grow, _of_run, reads="windows"),
     "ladder": Command(_ladder, _of_ladder),
-    "two processes": Command(_two_processes, _of_run),
+    "two processes": Command(_two_processes, _of_run, environment={"JAX_NUM_CPU_DEVICES": "2"}),
     "preparation": Command(_prepare, _of_cache),
     "session": Command(_write_text, _of_session, reads="windows", may_repeat=False),
     "report": Command(_report, _of_report, reads="windows"),
