@@ -60,7 +60,8 @@ def _print(head: str, names: list[str], cases: list[tuple[str, str]]) -> None:
     rows = []
     for name in names:
         row = [counts[name, outcome] for outcome in OUTCOMES]
-        rows.append((name, *(f"{x:,}" for x in (sum(row), *row))))
+        if any(row):
+            rows.append((name, *(f"{x:,}" for x in (sum(row), *row))))
     total = [sum(outcome == x for _, x in cases) for outcome in OUTCOMES]
     rows += [(), ("", *(f"{x:,}" for x in (len(cases), *total)))]
     print_table((head, "cases", *OUTCOMES), rows, wide=True)
