@@ -92,7 +92,8 @@ def open_run(path: Path) -> Run:
 
 def has_checkpoints(path: Path) -> bool:
     """Whether a workdir has a complete checkpoint."""
-    return any((path / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA"))
+    marks = (path / "checkpoints").glob("*/_CHECKPOINT_METADATA")
+    return any(mark.parent.name.isdigit() for mark in marks)  # unfinished ones have a suffix
 
 
 @contextlib.contextmanager

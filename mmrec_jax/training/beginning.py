@@ -131,6 +131,17 @@ def agree(run: Run) -> None:
                 )
 
 
+def with_source(run: Run, checkpoints: Checkpoints) -> Run:
+    """The run with what it grows from, if it has to begin again because no checkpoint is left.
+
+    Raises:
+        UserError: it cannot grow from that.
+    """
+    if run.config.init_from and run.source is None and not checkpoints.steps():
+        return run._replace(source=open_source(run.config, run.dataset.tokenizer))
+    return run
+
+
 def first_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
     """The state and progress to start from, and whether the run is new."""
     config, seed = run.config, run.config.train.seed

@@ -32,6 +32,7 @@ from mmrec_jax.training.beginning import (
     in_order,
     plan_run,
     throughput,
+    with_source,
 )
 from mmrec_jax.training.display import SHOWN_EPOCHS, Display
 from mmrec_jax.training.growing import compare
@@ -74,6 +75,7 @@ def train(
         signals = stack.enter_context(StopSignals())
         stack.enter_context(processes.losing_one())
         checkpoints = Checkpoints(path / "checkpoints", config.train.keep_checkpoints)
+        run = with_source(run, checkpoints)
         with waiting("preparing the parameters"):
             state, progress, is_new = first_state(run, checkpoints)
         if progress.finished:

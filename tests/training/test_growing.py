@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +106,22 @@ def adam_state(run, step):
     optimizer = make_optimizer(run.config.train, lambda _: 0.0)
     like = jax.eval_shape(lambda: init_train_state(run.config, optimizer, jax.random.key(0)))
     return run.checkpoints.restore_state(step, like).opt_state[1][0]
+
+
+@pytest.mark.parametrize("left", ["an unfinished checkpoint", "a damaged checkpoint"])
+def test_a_grown_run_that_lost_its_first_checkpoint_grows_again(source, grown, tmp_path, left):
+    """It must never begin with a model that was not grown."""
+    run = shutil.copytree(grown.workdir, tmp_path / "run")
+    first, *others = sorted((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for other in others:
+        shutil.rmtree(other)
+    if left == "an unfinished checkpoint":
+        first.rename(run / "checkpoints/0.orbax-checkpoint-tmp")
+    else:
+        next(first.glob("metrics/metrics")).write_text("{}")
+    losses = [line["loss"] for line in read_metrics(run, "train")]
+    assert train(grown.config, run)
+    assert [line["loss"] for line in read_metrics(run, "train")] == losses
 
 
 def test_moments_are_fresh_or_grown_from_those_of_the_source(source):
