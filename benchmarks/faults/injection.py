@@ -188,6 +188,7 @@ class Fault(NamedTuple):
     with_a_line: bool = True  # on standard error, and exit code 1, or that of the signal
     with_a_crash: bool = False  # in any way
     of_several: bool = False  # with a line, if it has several processes
+    may_hang: bool = False  # so that it has to be killed
 
 
 FAULTS = {
@@ -200,7 +201,8 @@ FAULTS = {
     "short reads and writes": Fault(_disk("s"), with_a_line=False),
     "killed, a bit flipped": Fault(_changed(_flip), with_a_crash=True),
     "killed, a file truncated": Fault(_changed(_truncate), with_a_crash=True),
-    "no more memory": Fault(_memory, with_a_crash=True),
+    # Threads of libraries that cannot be started are waited for forever.
+    "no more memory": Fault(_memory, with_a_crash=True, may_hang=True),
     # Processes tell by the clock whether the others are alive.
     "clock set back": Fault(_disk("c"), with_a_line=False, of_several=True),
     "the command twice": Fault(_twice),
