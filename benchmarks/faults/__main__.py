@@ -11,6 +11,7 @@ workdir and a cache, in which there are compiled programs, but no corpus. It nee
 import collections
 import concurrent.futures
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ _FOLDER = flags.DEFINE_string("folder", None, "Where cases that fail are kept.")
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's "&" turns off
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(_FOLDER.value or temporary)
         root.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,12 @@ from mmrec_jax.tables import print_table
 
 _STEPS = flags.DEFINE_integer("steps", 200_000, "Steps.", lower_bound=10_000)
 THOUSAND = 1_000
-LONG = {"train.checkpoint_every": 1_000, "train.log_every": 1_000, "train.eval_every": 1_000}
+LONG = {
+    "train.checkpoint_every": 1_000,
+    "train.log_every": 1_000,
+    "train.eval_every": 1_000,
+    "train.patience": 0,
+}
 
 
 class Seen(NamedTuple):
