@@ -114,9 +114,9 @@ def run_results(run: Path) -> Results:
             digest.update(np.asarray(array).tobytes())
         found[name] = f"{step} {digest.hexdigest()}"
     opened.checkpoints.close()
-    for kind in ("train", "evaluation", "epoch"):
+    for kind, name in (("train", "loss"), ("evaluation", "loss"), ("epoch", "mean")):
         for line in read_metrics(run, kind):
-            found[f"{kind} {line['step']}"] = line.get("loss", line.get("train_loss"))
+            found[f"{kind} {line['step']}"] = line[name]
     return found
 
 

@@ -157,7 +157,7 @@ class Storm:
                 return "", f"given again, it ends with {endings[0][0]}: {told[-500:]}"
             found = _results(command, folder)
         if found not in expected:
-            if changed and _is_told(changed, told) and set(found) <= set(expected[0]):
+            if changed and _is_told(changed, told) and found.items() <= expected[0].items():
                 return "the loss was told", ""
             different = [key for key in expected[0] if found.get(key) != expected[0][key]]
             return "", f"{', '.join(different[:5])} differ{f' ({changed})' if changed else ''}"
