@@ -9,19 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.faults.commands import SMALL_MODEL
 from mmrec_jax.config import Config, from_mapping
 from mmrec_jax.runs.workdir import open_run
 
 ROOT = Path(__file__).parent.parent
 
-SMALL = {
-    "model.vocab_size": 64,
-    "model.dim": 16,
-    "model.num_layers": 1,
-    "model.num_heads": 2,
-    "model.chunk_len": 8,
-    "model.short_term": 8,
-    "model.long_term": 4,
+SMALL = SMALL_MODEL | {
     "data.sample_chars": 2000,
     "train.seq_len": 32,
     "train.warmup_steps": 5,

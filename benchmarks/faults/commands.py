@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = {
+SMALL_MODEL = {
     "model.vocab_size": 64,
     "model.dim": 16,
     "model.num_layers": 1,
@@ -17,6 +17,8 @@ SMALL = {
     "model.chunk_len": 8,
     "model.short_term": 8,
     "model.long_term": 4,
+}
+SMALL = SMALL_MODEL | {
     "train.batch_size": 2,
     "train.seq_len": 32,
     "train.num_steps": 200,

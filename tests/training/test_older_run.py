@@ -3,7 +3,7 @@
 older_run.tar.xz has a run of 40 steps whose checkpoint of step 20 alone is left, and the complete
 log. If a change of the model makes it useless, so that it is refused with a line, make another one:
 
-    python tests/training/test_older_run.py
+    PYTHONPATH=.:tests python tests/training/test_older_run.py
 """
 
 import shutil
