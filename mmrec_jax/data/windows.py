@@ -1,5 +1,6 @@
 """Windows of a split as a batch, and random orders."""
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,7 @@ class Batch(NamedTuple):
     fresh: np.ndarray  # bool: false where the sequence continues that of the previous batch
 
 
+@functools.lru_cache(maxsize=64)  # Grain never forgets an order altogether
 def shuffled(count: int, *seeds: int) -> "grain.MapDataset":
     """The numbers below `count` in a random order, computed without an array of them."""
     import grain  # takes long, and only training shuffles

@@ -1,8 +1,9 @@
 """Output of training: a progress bar in a terminal, plain lines elsewhere, epochs as a table."""
 
+import collections
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -48,7 +49,8 @@ class Display:
         self._console = Console()
         self._total, self._log_every = total_steps, log_every
         self._header_printed = False
-        self._epochs, self._losses, self._live = list(epochs), [], None
+        self._epochs = collections.deque(epochs, maxlen=SHOWN_EPOCHS)
+        self._losses, self._live = Means(), None
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("step"),
@@ -70,9 +72,9 @@ class Display:
     def _screen(self) -> Group:
         parts = []
         if self._epochs:
-            parts.append(epoch_table(self._epochs[-SHOWN_EPOCHS:], self._console.width))
-        if len(self._losses) > 1:
-            losses = binned(self._losses, min(_CURVE_WIDTH, self._console.width - 24))
+            parts.append(epoch_table(self._epochs, self._console.width))
+        if len(self._losses.values) > 1:
+            losses = binned(self._losses.values, min(_CURVE_WIDTH, self._console.width - 24))
             parts.append(Text(f"{max(losses):8.4f} {curve(losses)} {losses[-1]:.4f}"))
         return Group(*parts, self._progress)
 
@@ -86,7 +88,7 @@ class Display:
     def step(self, step: int, loss: float, rate: float, seconds: float, speed: str) -> None:
         """Shows a finished step: loss, learning rate, mean seconds per step, and speed in words."""
         if self._live is not None:
-            self._losses.append(loss)
+            self._losses.add(loss)
             self._progress.update(
                 self._task,
                 completed=step,
@@ -120,7 +122,28 @@ class Display:
         sys.stdout.flush()
 
 
-def epoch_table(epochs: Sequence[dict], width: int) -> Table:
+class Means:
+    """Means of a long series over stretches of equal length, in constant memory."""
+
+    def __init__(self, most: int = 1024):
+        """`most`: that many means, an even number, become half as many."""
+        self.values: list[float] = []
+        self._most, self._length = most, 1
+        self._total, self._count = 0.0, 0
+
+    def add(self, value: float) -> None:
+        self._total += value
+        self._count += 1
+        if self._count == self._length:
+            self.values.append(self._total / self._count)
+            self._total, self._count = 0.0, 0
+        if len(self.values) == self._most:
+            pairs = zip(self.values[::2], self.values[1::2], strict=True)
+            self.values = [(one + other) / 2 for one, other in pairs]
+            self._length *= 2
+
+
+def epoch_table(epochs: Iterable[dict], width: int) -> Table:
     """Epochs as a table no wider than the terminal; drops the least important columns first."""
     columns = list(_COLUMNS)
     for name in _FIRST_TO_GO:

@@ -5,11 +5,12 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from mmrec_jax.training import display
-from mmrec_jax.training.display import Display, binned, curve, epoch_table
+from mmrec_jax.training.display import Display, Means, binned, curve, epoch_table
 from mmrec_jax.training.loop import train
 from mmrec_jax.training.profiling import STEPS
 from small_runs import config
@@ -41,6 +42,13 @@ def test_a_curve_reaches_its_highest_and_lowest_levels():
     assert list(line) == sorted(line, reverse=True)
     assert curve([2.0, 2.0]) == "▁▁"
     assert binned([1.0, 2.0], 40) == [1.0, 2.0]
+
+
+def test_the_curve_of_a_long_run_takes_little_memory():
+    means = Means(most=8)
+    for value in range(100):
+        means.add(value)
+    assert means.values == [float(np.mean(range(x, x + 16))) for x in range(0, 96, 16)]
 
 
 def test_a_terminal_shows_epochs_curve_and_bar_and_a_log_file_shows_lines(monkeypatch, capsys):
