@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import os
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +44,8 @@ def main():
         with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
             for case in pool.map(storm.case, numbers):
                 cases.append(case)
+                if len(cases) % 10 == 0:
+                    print(f"{len(cases):,} of {len(numbers):,} cases", file=sys.stderr, flush=True)
                 if case.problem:
                     print(
                         f"case {case.number}, {case.command}, {case.fault}: {case.problem}\n"

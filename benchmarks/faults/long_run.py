@@ -5,8 +5,8 @@
 
 The run is stopped and given again near its beginning and near its end, to time how it resumes. The
 table has the process and its files at some steps: memory in use, open files, threads, bytes of log
-and of TensorBoard files per step, the median time of the last thousand steps, and seconds from the
-start of the command to its first step.
+and of TensorBoard files per step, and the median time of the last thousand steps. Near the end, the
+process takes turns with one of a new run, to compare their speed.
 """
 
 import os
@@ -27,10 +27,11 @@ from mmrec_jax.errors import UserError
 from mmrec_jax.runs.metrics import last_lines
 from mmrec_jax.tables import print_table
 
-_STEPS = flags.DEFINE_integer("steps", 200_000, "Steps.", lower_bound=10_000)
+_STEPS = flags.DEFINE_integer("steps", 200_000, "Steps.", lower_bound=20_000)
+_CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 5_000, "Steps.", lower_bound=1)
 THOUSAND = 1_000
+TURNS = 9
 LONG = {
-    "train.checkpoint_every": 1_000,
     "train.log_every": 1_000,
     "train.eval_every": 1_000,
     "train.patience": 0,
@@ -52,63 +53,64 @@ class Seen(NamedTuple):
 class Run:
     """A training run in a folder, one process after the other."""
 
-    def __init__(self, folder: Path, steps: int):
+    def __init__(self, folder: Path, knobs: dict):
+        folder.mkdir()
         self.path = folder / "run"
-        knobs = SMALL | SAMPLE | LONG | {"train.num_steps": steps}
         self._command = [sys.executable, "train.py", *train_flags("tiny", knobs, folder)]
 
-    def until(self, step: int, milestones: list[int]) -> tuple[float, list[Seen]]:
-        """Starts the command, and stops it after a step unless that is its last.
-
-        Returns:
-            seconds to the first step, and what was seen at the milestones.
-
-        Raises:
-            UserError: it has failed.
-        """
-        seen, before, begin = [], last_step(self.path), time.perf_counter()
-        to_first = 0.0
-        process = subprocess.Popen(
+    def start(self) -> float:
+        """Starts the command, and returns the seconds to its first step."""
+        before, begin = last_step(self.path), time.perf_counter()
+        self._process = subprocess.Popen(
             self._command,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        while process.poll() is None:
-            time.sleep(0.02 if not to_first else 0.2)
-            at = last_step(self.path)
-            if not to_first and at > before:
-                to_first = time.perf_counter() - begin
-            while milestones and at >= milestones[0]:
-                milestones.pop(0)
-                seen.append(look(process.pid, self.path, at))
-            if at >= step:
-                process.send_signal(signal.SIGTERM)
-                process.wait()
-        if process.returncode not in (0, 128 + signal.SIGTERM):
-            raise UserError(f"the run has failed: {process.stderr.read()[-500:]}")
-        return to_first, seen
+        self.wait_for(before + 1)
+        return time.perf_counter() - begin
 
+    def wait_for(self, step: int) -> None:
+        """Returns when the step is logged, or the command has ended.
 
-def look(pid: int, path: Path, step: int) -> Seen:
-    """What can be seen of a process from outside."""
-    status = Path(f"/proc/{pid}/status").read_text().split()
-    seconds = []
-    for line in last_lines(path, 2**20):
-        if line["kind"] == "train":
-            seconds.append(
-                SMALL["train.batch_size"] * SMALL["train.seq_len"] / line["tokens_per_second"]
-            )
-    return Seen(
-        step,
-        1024 * int(status[status.index("VmRSS:") + 1]),
-        len(os.listdir(f"/proc/{pid}/fd")),
-        int(status[status.index("Threads:") + 1]),
-        (path / "metrics.jsonl").stat().st_size,
-        sum(x.stat().st_size for x in (path / "tensorboard").iterdir()),
-        statistics.median(seconds[-THOUSAND:]),
-    )
+        Raises:
+            UserError: it has failed.
+        """
+        while self._process.poll() is None and last_step(self.path) < step:
+            time.sleep(0.05)
+        if self._process.returncode not in (None, 0, 128 + signal.SIGTERM):
+            raise UserError(f"the run has failed: {self._process.stderr.read()[-500:]}")
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        """Stops the command, once it has saved its state."""
+        self.send(signal.SIGTERM)
+        self._process.wait()
+        self.wait_for(0)
+
+    def look(self) -> "Seen":
+        """What can be seen of the process from outside."""
+        pid = self._process.pid
+        status = Path(f"/proc/{pid}/status").read_text().split()
+        return Seen(
+            last_step(self.path),
+            1024 * int(status[status.index("VmRSS:") + 1]),
+            len(os.listdir(f"/proc/{pid}/fd")),
+            int(status[status.index("Threads:") + 1]),
+            (self.path / "metrics.jsonl").stat().st_size,
+            sum(x.stat().st_size for x in (self.path / "tensorboard").iterdir()),
+            self.step_seconds(),
+        )
+
+    def step_seconds(self) -> float:
+        """The median of the last thousand steps."""
+        tokens = SMALL["train.batch_size"] * SMALL["train.seq_len"]
+        lines = last_lines(self.path, 2**20)
+        speeds = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
+        return tokens / statistics.median(speeds[-THOUSAND:])
 
 
 def last_step(path: Path) -> int:
@@ -116,21 +118,55 @@ def last_step(path: Path) -> int:
     return max((line["step"] for line in last_lines(path, 2**12)), default=0)
 
 
+def in_turns(old: Run, young: Run) -> list[tuple[float, float]]:
+    """Seconds per step of a process that has run for long, and of a new one.
+
+    The speed of a machine changes, so they take turns of a thousand steps; the other one is halted.
+    """
+    old.send(signal.SIGSTOP)
+    young.start()
+    young.wait_for(2 * THOUSAND)
+    young.send(signal.SIGSTOP)
+    pairs = []
+    for _ in range(TURNS):
+        pair = []
+        for run in (old, young):
+            run.send(signal.SIGCONT)
+            run.wait_for(last_step(run.path) + THOUSAND)
+            run.send(signal.SIGSTOP)
+            pair.append(run.step_seconds())
+        pairs.append(tuple(pair))
+    old.send(signal.SIGCONT)
+    young.send(signal.SIGCONT)
+    young.stop()
+    return pairs
+
+
 def main():
     steps, early = _STEPS.value, 2 * THOUSAND
+    every = {"train.checkpoint_every": _CHECKPOINT_EVERY.value}
+    knobs = SMALL | SAMPLE | LONG | every | {"train.num_steps": steps}
+    shares = [int(steps * share) for share in (0.1, 0.25, 0.5, 0.75)]
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), steps)
-        fresh, _ = run.until(early, [])
-        shares = [int(steps * share) for share in (0.1, 0.25, 0.5, 0.75)]
-        milestones = sorted({early + THOUSAND, *shares, steps - THOUSAND})
-        resumed, seen = run.until(steps - THOUSAND, milestones)
-        at_end, _ = run.until(steps, [])
+        old, young = (Run(Path(folder) / name, knobs) for name in ("old", "young"))
+        fresh = old.start()
+        old.wait_for(early)
+        old.stop()
+        resumed, seen = old.start(), []
+        for step in sorted({early + THOUSAND, *shares, steps - (TURNS + 2) * THOUSAND}):
+            old.wait_for(step)
+            seen.append(old.look())
+        pairs = in_turns(old, young)
+        old.stop()
+        at_end = old.start()
+        old.wait_for(steps)
+        old.stop()
     rows = []
     for x in seen:
         rows.append(
             (
                 f"{x.step:,}",
-                f"{x.memory / 1e6:,.0f}",
+                f"{x.memory / 1e6:,.1f}",
                 f"{x.files}",
                 f"{x.threads}",
                 f"{x.log / x.step:.0f}",
@@ -143,6 +179,11 @@ def main():
     print(
         f"to the first step: {fresh:.1f} s when new, {resumed:.1f} s from step {early:,}, "
         f"{at_end:.1f} s near the end"
+    )
+    ratios = sorted(old / young for old, young in pairs)
+    print(
+        f"time per step near the end, in turns with a new run: {statistics.median(ratios):.3f} of "
+        f"that of the new one ({ratios[0]:.3f} to {ratios[-1]:.3f} in {TURNS} turns)"
     )
 
 
