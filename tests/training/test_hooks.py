@@ -119,6 +119,27 @@ def test_a_number_that_is_not_finite_ends_the_run(journal, tmp_path, bad, name):
     assert (event["step"], event["event"]) == (6, "diverged")
 
 
+def test_too_many_skipped_steps_in_a_row_end_the_run(journal, tmp_path):
+    hook = divergence.HandleNotFinite(journal, "skip", most_skipped=3)
+    for step, loss in enumerate([math.nan] * 3 + [1.0] + [math.inf] * 3, 1):
+        moment = Moment(step, STATE, Due(), numbers=[numbers(step, loss)])
+        hook(moment)
+        assert len(moment.numbers) == (step == 4)
+    with pytest.raises(UserError, match="the loss of step 8 is not finite; no checkpoint exists"):
+        hook(Moment(8, STATE, Due(), numbers=[numbers(8, math.nan)]))
+    of_steps = [(event["step"], event["event"]) for event in lines(tmp_path, "event")]
+    assert of_steps == [(step, "skipped") for step in (1, 2, 3, 5, 6, 7)] + [(8, "diverged")]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_rewind_to(journal):
+    hook = divergence.HandleNotFinite(journal, "rewind", most_skipped=3)
+    with pytest.raises(UserError, match="step 1 is not finite; no checkpoint exists"):
+        hook(Moment(1, STATE, Due(), numbers=[numbers(1, math.nan)]))
+    journal.checkpoints.save(4, STATE, {"finished": ""})
+    with pytest.raises(divergence.Rewind, match="the loss of step 5 is not finite"):
+        hook(Moment(5, STATE, Due(), numbers=[numbers(5, math.nan)]))
+
+
 def test_a_spike_is_reported_and_noise_is_not(journal, tmp_path, capsys):
     hook = divergence.ReportSpikes(journal)
     losses = 4 * 0.999 ** np.arange(1000) + np.random.default_rng(0).normal(0, 0.1, 1000)
