@@ -189,7 +189,7 @@ def _wrong_ending(endings: list[tuple[int, str, str]], fault: Fault | None) -> s
     for code, out, errors in endings:
         if code == HUNG and not (fault and fault.may_hang):
             return f"was not over after {TOO_LONG} s: {(out + errors)[-300:]}"
-        if code == 0 or (fault and fault.with_a_crash):
+        if code == 0 or (fault and fault.with_a_crash) or _is_before_start(errors):
             continue
         if not with_a_line:
             return f"ended with {code}: {errors[-500:]}"
@@ -199,6 +199,11 @@ def _wrong_ending(endings: list[tuple[int, str, str]], fault: Fault | None) -> s
         if "Traceback" in out + errors or len(lines.splitlines()) > 1:
             return f"more than a line: {(out + errors)[-1500:]}"
     return ""
+
+
+def _is_before_start(errors: str) -> bool:
+    """Whether Ctrl-C has come while Python still imported modules, before any of our code."""
+    return errors.rstrip().endswith("KeyboardInterrupt") and "cli.run(" not in errors
 
 
 def _is_told(file: str, said: str) -> bool:
