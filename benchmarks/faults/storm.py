@@ -19,6 +19,7 @@ from benchmarks.faults.injection import (
     failing_disk,
     strike_after,
 )
+from mmrec_jax.checksums import Damaged
 from mmrec_jax.errors import UserError
 from mmrec_jax.files import is_leftover
 
@@ -111,9 +112,11 @@ class Storm:
         name = _command(number)
         fault = list(FAULTS)[number % len(FAULTS)]
         folder = self._new_folder(f"case {number}", name, with_cache=True)
-        outcome, problem = self._disturb(
-            random.Random(f"{self._seed}/{number}"), name, fault, folder
-        )
+        rng = random.Random(f"{self._seed}/{number}")
+        try:
+            outcome, problem = self._disturb(rng, name, fault, folder)
+        except Exception as error:  # the other cases go on
+            outcome, problem = "", f"the storm cannot tell: {error!r}"
         if not problem:
             for path in (folder, folder.with_suffix(".output")):
                 shutil.rmtree(path)
@@ -179,7 +182,7 @@ def _results(command: Command, folder: Path) -> Results:
     """What a command has left; empty if it cannot be read."""
     try:
         return command.results(folder)
-    except (OSError, UserError, ValueError):
+    except (OSError, UserError, ValueError, Damaged):
         return {}
 
 
