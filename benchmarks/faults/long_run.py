@@ -4,7 +4,7 @@
     python -m benchmarks.faults.long_run --steps=20000
 
 The run is stopped and given again near its beginning and near its end, to time how it resumes. The
-table has the process and its files at some steps: memory in use, open files, threads, bytes of log
+table has the process and its files at some steps, the first after a checkpoint: memory in use, open files, threads, bytes of log
 and of TensorBoard files per step, and the median time of the last thousand steps. Near the end, the
 process takes turns with one of a new run, to compare their speed.
 """
@@ -27,10 +27,10 @@ from mmrec_jax.errors import UserError
 from mmrec_jax.runs.metrics import last_lines
 from mmrec_jax.tables import print_table
 
-_STEPS = flags.DEFINE_integer("steps", 200_000, "Steps.", lower_bound=20_000)
+_STEPS = flags.DEFINE_integer("steps", 200_000, "Steps.", lower_bound=40_000)
 _CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 5_000, "Steps.", lower_bound=1)
 THOUSAND = 1_000
-TURNS = 9
+TURNS, TURN = 50, 200  # number, and steps
 LONG = {
     "train.log_every": 1_000,
     "train.eval_every": 1_000,
@@ -105,12 +105,12 @@ class Run:
             self.step_seconds(),
         )
 
-    def step_seconds(self) -> float:
-        """The median of the last thousand steps."""
+    def step_seconds(self, steps: int = THOUSAND) -> float:
+        """The median of the last steps."""
         tokens = SMALL["train.batch_size"] * SMALL["train.seq_len"]
         lines = last_lines(self.path, 2**20)
         speeds = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
-        return tokens / statistics.median(speeds[-THOUSAND:])
+        return tokens / statistics.median(speeds[-steps:])
 
 
 def last_step(path: Path) -> int:
@@ -121,7 +121,7 @@ def last_step(path: Path) -> int:
 def in_turns(old: Run, young: Run) -> list[tuple[float, float]]:
     """Seconds per step of a process that has run for long, and of a new one.
 
-    The speed of a machine changes, so they take turns of a thousand steps; the other one is halted.
+    The speed of a machine changes, so they take short turns; the other one is halted.
     """
     old.send(signal.SIGSTOP)
     young.start()
@@ -132,9 +132,9 @@ def in_turns(old: Run, young: Run) -> list[tuple[float, float]]:
         pair = []
         for run in (old, young):
             run.send(signal.SIGCONT)
-            run.wait_for(last_step(run.path) + THOUSAND)
+            run.wait_for(last_step(run.path) + TURN)
             run.send(signal.SIGSTOP)
-            pair.append(run.step_seconds())
+            pair.append(run.step_seconds(TURN))
         pairs.append(tuple(pair))
     old.send(signal.SIGCONT)
     young.send(signal.SIGCONT)
@@ -153,7 +153,8 @@ def main():
         old.wait_for(early)
         old.stop()
         resumed, seen = old.start(), []
-        for step in sorted({early + THOUSAND, *shares, steps - (TURNS + 2) * THOUSAND}):
+        first, last = early + every["train.checkpoint_every"] + THOUSAND, steps - 2 * TURNS * TURN
+        for step in sorted({first, *shares, last}):
             old.wait_for(step)
             seen.append(old.look())
         pairs = in_turns(old, young)
@@ -180,10 +181,10 @@ def main():
         f"to the first step: {fresh:.1f} s when new, {resumed:.1f} s from step {early:,}, "
         f"{at_end:.1f} s near the end"
     )
-    ratios = sorted(old / young for old, young in pairs)
+    low, middle, high = statistics.quantiles([old / young for old, young in pairs], n=4)
     print(
-        f"time per step near the end, in turns with a new run: {statistics.median(ratios):.3f} of "
-        f"that of the new one ({ratios[0]:.3f} to {ratios[-1]:.3f} in {TURNS} turns)"
+        f"time per step near the end, in {TURNS} turns with a new run: {middle:.3f} of that of the "
+        f"new one (half of the turns: {low:.3f} to {high:.3f})"
     )
 
 

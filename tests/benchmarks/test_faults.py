@@ -28,7 +28,7 @@ def test_small_commands_survive_each_fault():
 
 
 def test_a_long_run_does_not_grow():
-    output = printed("benchmarks.faults.long_run", "--steps=20000")
+    output = printed("benchmarks.faults.long_run", "--steps=40000")
     rows = re.findall(r"^ +([\d,]+) +([\d.]+) +(\d+) +(\d+) ", output, re.MULTILINE)
     memory = [float(row[1]) for row in rows]
     assert len(rows) >= 4
