@@ -1,12 +1,12 @@
 """A long run of a minute model: what grows with the number of steps.
 
     python -m benchmarks.faults.long_run                  # 200,000 steps
-    python -m benchmarks.faults.long_run --steps=20000
+    python -m benchmarks.faults.long_run --steps=40000
 
 The run is stopped and given again near its beginning and near its end, to time how it resumes. The
-table has the process and its files at some steps, the first after a checkpoint: memory in use, open files, threads, bytes of log
-and of TensorBoard files per step, and the median time of the last thousand steps. Near the end, the
-process takes turns with one of a new run, to compare their speed.
+table has the process and its files at some steps, the first after a checkpoint: memory in use, open
+files, threads, bytes of log and of TensorBoard files per step, and the median time of the last
+thousand steps. Near the end, the process takes turns with one of a new run, to compare their speed.
 """
 
 import os
@@ -154,7 +154,7 @@ def main():
         old.stop()
         resumed, seen = old.start(), []
         first, last = early + every["train.checkpoint_every"] + THOUSAND, steps - 2 * TURNS * TURN
-        for step in sorted({first, *shares, last}):
+        for step in sorted({first, *(x for x in shares if first < x < last), last}):
             old.wait_for(step)
             seen.append(old.look())
         pairs = in_turns(old, young)
