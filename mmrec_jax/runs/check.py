@@ -15,11 +15,10 @@ from mmrec_jax.checksums import Damaged
 from mmrec_jax.commands import cli
 from mmrec_jax.commands.compiled_programs import SUFFIX, is_intact
 from mmrec_jax.data.token_cache import open_prepared
-from mmrec_jax.errors import UserError
+from mmrec_jax.errors import UserError, printable
 from mmrec_jax.files import cache_root
 from mmrec_jax.runs.metrics import damaged_lines
 from mmrec_jax.runs.workdir import read_config, read_tokenizer
-from mmrec_jax.tables import print_table
 
 
 class Verdict(NamedTuple):
@@ -30,8 +29,8 @@ class Verdict(NamedTuple):
     remark: str = ""
 
     @property
-    def row(self) -> tuple[str, str]:
-        return self.what, self.problem or self.remark or "good"
+    def state(self) -> str:
+        return self.problem or self.remark or "good"
 
 
 def check_workdir(path: Path) -> Iterator[Verdict]:
@@ -47,7 +46,7 @@ def check_workdir(path: Path) -> Iterator[Verdict]:
     if (path / "data").exists():
         yield _verdict("data", lambda: open_prepared(path / "data", check=True))
     lines = damaged_lines(path)
-    first = f"{len(lines):,} damaged lines, such as line {lines[0]:,}" if lines else ""
+    first = f"damaged lines: {len(lines):,}, the first is line {lines[0]:,}" if lines else ""
     yield Verdict("metrics.jsonl", first)
     for folder in sorted(path.glob("checkpoints/[0-9]*"), key=lambda x: (len(x.name), x.name)):
         yield _checkpoint(folder)
@@ -94,7 +93,10 @@ def main():
     damaged, unsealed = [], 0
     for name, verdicts in checks:
         verdicts = list(verdicts)
-        print_table(("", "state"), [verdict.row for verdict in verdicts], texts=2, title=name)
+        print(printable(name))
+        width = max(len(verdict.what) for verdict in verdicts)
+        for verdict in verdicts:  # not a table, which would cut off long messages
+            print(f"  {verdict.what:<{width}}  {printable(verdict.state)}")
         damaged += [f"{verdict.what} in {name}" for verdict in verdicts if verdict.problem]
         unsealed += any(verdict.remark for verdict in verdicts)
     if damaged:
