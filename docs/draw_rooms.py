@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs/images/rooms.png"
 PACKAGE = "mmrec_jax"
-# Nearly every room imports these, so they get no arrows.
+# These get no arrows.
 FOUNDATION = ["config", "knobs", "files", "checksums", "errors", "tables", "waiting"]
 WIDTH, HEIGHT = 6.0, 0.74  # of a floor
 
@@ -62,28 +62,28 @@ def modules(room: str) -> str:
 def draw() -> None:
     figure, axes = plt.subplots(figsize=(9.5, 8.5), layout="constrained")
     top = {}  # y of each room's floor
-    rows = [*floors(), FOUNDATION]
-    for row, floor in enumerate(rows):
+    for row, floor in enumerate(floors()):
         width = WIDTH / len(floor)
         for column, room in enumerate(floor):
             top[room] = -row
-            _draw_room(axes, room, column * width, -row, width)
+            _draw_room(axes, room, modules(room), column * width, -row, width)
+    lowest = -len(floors())
+    _draw_room(axes, "imported by nearly every room", "  ".join(FOUNDATION), 0, lowest, WIDTH)
     for side, goes_here in ((-1, lambda room: room == "data"), (1, lambda room: room != "data")):
         _draw_imports(axes, top, side, goes_here)
     axes.set_xlim(-2.5, WIDTH + 2.5)
-    axes.set_ylim(-len(rows) + 0.1, 0.1)
+    axes.set_ylim(lowest - HEIGHT - 0.1, 0.1)
     axes.set_axis_off()
     figure.savefig(PICTURE, dpi=110, metadata={"Description": description(), "Software": None})
 
 
-def _draw_room(axes, room: str, x: float, y: float, width: float) -> None:
+def _draw_room(axes, name: str, inside: str, x: float, y: float, width: float) -> None:
     gap = 0.06
     box = plt.Rectangle((x + gap, y - HEIGHT), width - 2 * gap, HEIGHT)
     box.set(facecolor="#f3f6fa", edgecolor="#555f6d")
     axes.add_patch(box)
-    inside = "" if room in FOUNDATION else textwrap.fill(modules(room), int(15 * width))
-    size = 8 if room in FOUNDATION else 10
-    axes.text(x + 0.15, y - 0.17, room, weight="bold", va="center", size=size)
+    inside = textwrap.fill(inside, int(15 * width))
+    axes.text(x + 0.15, y - 0.17, name, weight="bold", va="center", size=10)
     axes.text(x + 0.15, y - 0.29, inside, va="top", size=7, linespacing=1.15)
 
 
