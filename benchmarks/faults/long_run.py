@@ -28,7 +28,7 @@ from mmrec_jax.runs.metrics import last_lines
 from mmrec_jax.tables import print_table
 
 _STEPS = flags.DEFINE_integer("steps", 200_000, "Steps.", lower_bound=40_000)
-_CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 5_000, "Steps.", lower_bound=1)
+_CHECKPOINT_EVERY = flags.DEFINE_integer("checkpoint_every", 10_000, "Steps.", lower_bound=1)
 THOUSAND = 1_000
 TURNS, TURN = 50, 200  # number, and steps
 LONG = {

@@ -31,7 +31,7 @@ def test_a_long_run_does_not_grow():
     output = printed("benchmarks.faults.long_run", "--steps=40000")
     rows = re.findall(r"^ +([\d,]+) +([\d.]+) +(\d+) +(\d+) ", output, re.MULTILINE)
     memory = [float(row[1]) for row in rows]
-    assert len(rows) >= 3
+    assert len(rows) >= 2
     assert memory[-1] < 1.1 * memory[0]
 
 
