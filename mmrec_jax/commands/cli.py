@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def run(
         keeps_memory: whether the process keeps freed memory, with which training steps are faster,
             but compiling takes longer (process.py).
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in a shell's background
+        signal.signal(signal.SIGINT, _interrupt)
     if keeps_memory:
         process.keep_freed_memory()
     logging.set_verbosity(logging.ERROR)  # below that, libraries log their internals
@@ -55,7 +58,7 @@ def run(
             raise
         fail(missing(error.name))
     except KeyboardInterrupt:
-        fail("interrupted", exit_code=128 + signal.SIGINT)
+        _fail_interrupted()
     except BrokenPipeError:  # who reads the output, such as `head`, has enough of it
         os._exit(128 + signal.SIGPIPE)
     except MemoryError as error:
@@ -97,6 +100,22 @@ def fail(message: str, exit_code: int = 1) -> None:
         print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     finally:  # the output may be a file on a full disk
         os._exit(exit_code)
+
+
+def _interrupt(_, frame: types.FrameType | None) -> None:
+    """Raises KeyboardInterrupt, but ends the command at once while it imports something.
+
+    Compiled packages turn an exception in their import into a traceback and an ImportError.
+    """
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _fail_interrupted()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _fail_interrupted() -> None:
+    fail("interrupted", exit_code=128 + signal.SIGINT)
 
 
 def _checked(main, required, cached):

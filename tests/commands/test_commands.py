@@ -61,6 +61,24 @@ def test_a_part_that_is_not_installed(tmp_path, command, package, extra):
     )
 
 
+@pytest.mark.parametrize("during_import", [True, False])
+def test_ctrl_c_takes_one_line(tmp_path, during_import):
+    """Also where a package makes something else of it, as TensorStore does."""
+    hit = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    swallow = f"try:\n    {hit}\nexcept BaseException:\n    raise ImportError('failed') from None\n"
+    (tmp_path / "package.py").write_text(swallow)
+    script = tmp_path / "command.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
+        "from mmrec_jax.commands import cli\n"
+        f"def main(): {'import package' if during_import else hit}\n"
+        "cli.run(main, cached=False)\n"
+    )
+    result = run(str(script))
+    assert result.returncode == 130
+    assert result.stderr == "error: interrupted\n"
+
+
 def test_values_that_do_not_fit_together(tmp_path):
     flags = train_flags(tmp_path / "run", model__dim=18, model__num_heads=4)
     line = one_error_line(run("train.py", *flags))
