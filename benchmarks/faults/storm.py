@@ -26,9 +26,9 @@ from mmrec_jax.files import is_leftover
 OUTCOMES = (
     "too late",
     "went on",
-    "the same bits afterwards",
-    "hung, the same bits afterwards",
-    "the loss was told",
+    "same bits",
+    "hung, same bits",
+    "loss told",
     "failed",
 )
 
@@ -141,13 +141,13 @@ class Storm:
         hit = FAULTS[fault] if changed is not None else None
         if problem := _wrong_ending(endings, hit):
             return "", problem
-        outcome = "the same bits afterwards"
+        outcome = "same bits"
         if changed is None:
             outcome = "too late"
         elif not any(code for code, *_ in endings):
             outcome = "went on"
         elif any(code == HUNG for code, *_ in endings):
-            outcome = "hung, the same bits afterwards"
+            outcome = "hung, same bits"
 
         expected = undisturbed.results[: 2 if fault == "the command twice" else 1]
         found, told = _results(command, folder), ""
@@ -156,12 +156,12 @@ class Storm:
             told = "".join(out + errors for _, out, errors in endings)
             if any(code for code, *_ in endings):
                 if changed and _is_told(changed, told):
-                    return "the loss was told", ""
+                    return "loss told", ""
                 return "", f"given again, it ends with {endings[0][0]}: {told[-500:]}"
             found = _results(command, folder)
         if found not in expected:
             if changed and _is_told(changed, told) and found.items() <= expected[0].items():
-                return "the loss was told", ""
+                return "loss told", ""
             different = [key for key in expected[0] if found.get(key) != expected[0][key]]
             return "", f"{', '.join(different[:5])} differ{f' ({changed})' if changed else ''}"
         if left := [x for x in folder.rglob("*") if is_leftover(x) or ".partial" in x.name]:
