@@ -105,6 +105,11 @@ def gap_rows(log: RunLog) -> list[GapRow]:
     return rows
 
 
+def _change(before: float, after: float) -> float:
+    """The relative change of a loss; 0 from one of 0, which short answers can have."""
+    return after / before - 1 if before else 0.0
+
+
 def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> tuple[str, str]:
     """The verdict according to RULE, and advice that follows from it.
 
@@ -120,7 +125,7 @@ def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> tuple[str, str]:
     if len(rows) < 2:
         return "Too early to tell: fewer than two evaluations.", ""
     best, last = min(rows, key=lambda row: row.validation), rows[-1]
-    risen = last.validation / best.validation - 1
+    risen = _change(best.validation, last.validation)
     if risen > OVERFITTING and last.training < best.training:
         return (
             f"Overfitting {since(best)}: validation loss is {risen:.1%} above its best, "
@@ -129,8 +134,8 @@ def judge(rows: list[GapRow], steps_per_epoch: int = 0) -> tuple[str, str]:
             "model; train.patience ends training in time.",
         )
     first = rows[-max(len(rows) // 3 + 1, 2)]  # of the last third
-    validation_fell = 1 - last.validation / first.validation
-    training_fell = 1 - last.training / first.training
+    validation_fell = -_change(first.validation, last.validation)
+    training_fell = -_change(first.training, last.training)
     if max(validation_fell, training_fell) < FLAT:
         return (
             f"Plateau: {since(first)}, validation loss has fallen by {max(validation_fell, 0):.2%} "

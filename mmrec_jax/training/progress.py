@@ -35,8 +35,8 @@ class EpochStats:
 
     @property
     def change_percent(self) -> float:
-        """Change from the first loss of the epoch to the last, in percent."""
-        return 100 * (self.last - self.first) / self.first
+        """Change from the first loss of the epoch to the last, in percent; 0 from a loss of 0."""
+        return 100 * (self.last - self.first) / self.first if self.first else 0.0
 
 
 @dataclasses.dataclass

@@ -246,6 +246,7 @@ def rows(training, validation):
         ),
         # Both rise: that is not overfitting.
         ([3.0, 2.0, 2.5], [3.0, 2.0, 2.6], "Plateau"),
+        ([3.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0], "Plateau"),
         ([3.0], [3.0], "Too early to tell"),
     ],
 )

@@ -263,6 +263,13 @@ def test_an_epoch_ends_with_a_row_and_fresh_statistics(journal, tmp_path):
     assert (journal.progress.stats.epoch, journal.progress.stats.count) == (2, 0)
 
 
+def test_from_a_loss_of_0_there_is_no_relative_change():
+    stats = Progress().stats
+    for loss in (0.0, 1e-7):
+        stats.add(loss, seconds=0.5, data_seconds=0.05)
+    assert stats.change_percent == 0
+
+
 # --- saving and stopping ---
 
 
