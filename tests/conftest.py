@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,8 @@ import jax
 import jaxtyping
 import pytest
 
+# A shell that runs the tests in its background has turned Ctrl-C off, also for what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jaxtyping.install_import_hook("mmrec_jax", "typechecker.check")
 if not os.environ.get("JAX_PLATFORMS", "cpu").startswith("cuda"):
     jax.config.update("jax_num_cpu_devices", 8)  # runs use one unless a test says otherwise

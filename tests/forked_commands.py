@@ -3,6 +3,7 @@
 So a command that fails at once takes some hundredths of a second, not the seconds of its imports.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -18,10 +19,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 IMPORTED = (
-    "mmrec_jax.training.loop", "mmrec_jax.training.ladder", "mmrec_jax.report.page",
-    "mmrec_jax.report.evaluation", "mmrec_jax.report.loss_comparison", "mmrec_jax.report.recall",
-    "mmrec_jax.report.plan", "mmrec_jax.inference.language_model", "mmrec_jax.data.prepare",
-    "mmrec_jax.data.sources.parquet", "mmrec_jax.commands.config_help", "ml_collections",
+    "mmrec_jax.commands.cli", "mmrec_jax.commands.config_help", "mmrec_jax.commands.processes",
+    "mmrec_jax.data.prepare", "mmrec_jax.data.sources.parquet",
+    "mmrec_jax.inference.language_model", "mmrec_jax.report.evaluation",
+    "mmrec_jax.report.loss_comparison", "mmrec_jax.report.page", "mmrec_jax.report.plan",
+    "mmrec_jax.report.recall", "mmrec_jax.training.ladder", "mmrec_jax.training.loop",
+    "ml_collections.config_flags",
 )  # fmt: skip
 PATIENCE = 60  # seconds, for the slowest machine
 
@@ -69,6 +72,7 @@ def _serve() -> None:
     os.chdir(ROOT)
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # a collection in a fork would copy all of what has been imported
     for line in sys.stdin:
         pid = os.fork()
         if not pid:

@@ -93,13 +93,14 @@ def test_a_resumed_run_sets_a_damaged_checkpoint_aside(workdir, tmp_path, capsys
     ends = tmp_path / "ends"
     shutil.copytree(workdir, ends)
     longer = config(train__num_epochs=1)
-    last = max(Checkpoints(ends / "checkpoints", read_only=True).steps())
+    *_, before, last = Checkpoints(ends / "checkpoints", read_only=True).steps()
     sealed = checksums.read_sealed(ends / f"checkpoints/{last}/checksums.json")
     files = [ends / f"checkpoints/{last}" / name for name in sealed if name.startswith(item)]
     flip(max(files, key=lambda path: path.stat().st_size))
     assert train(longer, ends)
     assert f"checkpoint {last} cannot be read" in capsys.readouterr().out
     assert [x.name for x in (ends / "unreadable_checkpoints").iterdir()] == [f"{last}-0"]
+    assert read_metrics(ends, "event")[-2]["step"] == before  # resumed, then finished
     for one, other in zip(final_params(ends), final_params(workdir), strict=True):
         np.testing.assert_array_equal(one, other)
 

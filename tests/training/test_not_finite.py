@@ -22,7 +22,9 @@ from mmrec_jax.training.beginning import in_order, plan_run
 from mmrec_jax.training.loop import train
 from small_runs import config, final_params
 
-STEPS = {"train__num_steps": 12, "train__checkpoint_every": 3, "train__keep_checkpoints": 12}
+STEPS = {"train__num_steps": 12, "train__keep_checkpoints": 12, "model__dropout": 0.0}
+SKIPPING = config(train__on_not_finite="skip", train__checkpoint_every=1, **STEPS)
+REWINDING = config(train__on_not_finite="rewind", train__checkpoint_every=3, **STEPS)
 BAD = 8  # the step whose batch is poison, counted from 1
 
 
@@ -50,30 +52,35 @@ def events(workdir, kind):
     return [event for event in read_metrics(workdir, "event") if event["event"] == kind]
 
 
-def test_a_skipped_step_changes_nothing(tmp_path):
+@pytest.fixture(scope="module")
+def skipping(tmp_path_factory):
+    """A run that has ended at a loss that is not finite, and then skipped that step."""
+    workdir = tmp_path_factory.mktemp("skipping") / "run"
+    stopping = config(train__checkpoint_every=1, **STEPS)
+    with pytest.raises(UserError, match=f"step {BAD} is not finite; the last good .* is step 7"):
+        train(stopping, workdir, model=poisoned(stopping, BAD))
+    assert train(SKIPPING, workdir, model=poisoned(SKIPPING, BAD))
+    return workdir
+
+
+def test_a_skipped_step_changes_nothing(skipping):
     """The run ends as one of the other steps alone, and does not log the skipped one."""
-    cfg = config(
-        train__on_not_finite="skip",
-        train__checkpoint_every=1,
-        **{key: value for key, value in STEPS.items() if key != "train__checkpoint_every"},
-    )
-    train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
-    (event,) = events(tmp_path / "run", "skipped")
+    (event,) = events(skipping, "skipped")
     assert (event["step"], event["reason"]) == (BAD, "the loss is not finite")
-    steps = [line["step"] for line in read_metrics(tmp_path / "run", "train")]
+    steps = [line["step"] for line in read_metrics(skipping, "train")]
     assert steps == [step for step in range(1, 13) if step != BAD]
-    before, after, later = (saved(tmp_path / "run", cfg, step) for step in (BAD - 1, BAD, BAD + 1))
+    before, after, later = (saved(skipping, step) for step in (BAD - 1, BAD, BAD + 1))
     for one, other in zip(leaves(before), leaves(after), strict=True):
         np.testing.assert_array_equal(one, other)
     assert any(
         (one != other).any() for one, other in zip(leaves(after), leaves(later), strict=True)
     )
-    assert all(np.isfinite(leaf).all() for leaf in final_params(tmp_path / "run"))
+    assert all(np.isfinite(leaf).all() for leaf in final_params(skipping))
 
 
-def saved(workdir, cfg, step) -> TrainState:
-    optimizer = make_optimizer(cfg.train, learning_rate_schedule(cfg.train, 12))
-    like = jax.eval_shape(lambda: init_train_state(cfg, optimizer, jax.random.key(0)))
+def saved(workdir, step) -> TrainState:
+    optimizer = make_optimizer(SKIPPING.train, learning_rate_schedule(SKIPPING.train, 12))
+    like = jax.eval_shape(lambda: init_train_state(SKIPPING, optimizer, jax.random.key(0)))
     return Checkpoints(workdir / "checkpoints", read_only=True).restore_state(step, like)
 
 
@@ -81,9 +88,8 @@ def leaves(state: TrainState):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state._replace(step=None))]
 
 
-def test_a_rewound_run_reads_on_in_another_order(tmp_path, capsys):
-    cfg = config(train__on_not_finite="rewind", **STEPS)
-    train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
+def test_a_rewound_run_reads_on_in_another_order(skipping, tmp_path, capsys):
+    train(REWINDING, tmp_path / "run", model=poisoned(REWINDING, BAD))
     said = f"the loss of step {BAD} is not finite: going on from step 6, with the text in another"
     output = capsys.readouterr().out
     assert said in output
@@ -91,54 +97,41 @@ def test_a_rewound_run_reads_on_in_another_order(tmp_path, capsys):
     lines = read_metrics(tmp_path / "run", "train")
     assert [line["step"] for line in lines] == [*range(1, 13)]
     assert [event["rewinds"] for event in events(tmp_path / "run", "resumed")] == [1]
-    undisturbed = config(**STEPS)
-    train(undisturbed, tmp_path / "other")
-    losses = [line["loss"] for line in read_metrics(tmp_path / "other", "train")]
+    losses = [line["loss"] for line in read_metrics(skipping, "train")]  # as if undisturbed, to 7
     assert [line["loss"] for line in lines[:6]] == losses[:6]
-    assert all(line["loss"] != loss for line, loss in zip(lines[6:], losses[6:], strict=True))
+    assert lines[6]["loss"] != losses[6]
 
-    plan = plan_run(cfg, tmp_path / "run")
+    plan = plan_run(REWINDING, tmp_path / "run")
     for rewinds, of_step in ((0, 0), (None, 1)):
         batch, tokenizer = read_batch(tmp_path / "run", BAD, rewinds)
         np.testing.assert_array_equal(batch.tokens, in_order(plan, of_step).batches[BAD - 1].tokens)
-        assert tokenizer.decode(batch.tokens[0]) in corpus_text(cfg)
+        assert tokenizer.decode(batch.tokens[0]) in corpus_text()
 
 
-def corpus_text(cfg):
-    return "".join(piece.text for piece in open_corpus(cfg.data).parts[0].pieces())
+def corpus_text():
+    return "".join(piece.text for piece in open_corpus(REWINDING.data).parts[0].pieces())
 
 
-def test_the_texts_of_a_step_are_printed_from_the_one_with_the_highest_loss(tmp_path, capsys):
-    train(config(model__dropout=0.0, **STEPS), tmp_path / "run")
-    capsys.readouterr()
-    print_batch(tmp_path / "run", step=7, rewinds=None, texts=3)
+def test_the_texts_of_a_step_are_printed_from_the_one_with_the_highest_loss(skipping, capsys):
+    print_batch(skipping, step=7, rewinds=None, texts=3)
     output = capsys.readouterr().out
     heads = re.findall(r"^--- text \d+ of 2, .* checkpoint 6 is (.*)$", output, re.MULTILINE)
     assert len(heads) == 2
     assert sorted(heads, reverse=True) == heads
-    batch, tokenizer = read_batch(tmp_path / "run", 7)
-    run = open_run(tmp_path / "run")
+    batch, tokenizer = read_batch(skipping, 7)
+    run = open_run(skipping)
     of_texts = losses(run, 6, batch)
     assert float(heads[0]) == pytest.approx(of_texts.max(), abs=1e-4)
     assert tokenizer.decode(batch.tokens[of_texts.argmax()]) in output
     # An independent mean: that of the training step, whose batch it is, with the same parameters.
-    (line,) = (x for x in read_metrics(tmp_path / "run", "train") if x["step"] == 7)
+    (line,) = (x for x in read_metrics(skipping, "train") if x["step"] == 7)
     assert of_texts.mean() == pytest.approx(line["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_get_past_a_checkpoint_ends(tmp_path):
     """Whatever the order of the text, the step after the checkpoint is poison."""
-    cfg = config(train__on_not_finite="rewind", **STEPS)
-    plan = plan_run(cfg, tmp_path / "run")
+    plan = plan_run(REWINDING, tmp_path / "run")
     poison = [in_order(plan, rewinds).batches[6] for rewinds in range(4)]
     with pytest.raises(UserError, match="step 7 is not finite, after 3 rewinds to step 6"):
-        train(cfg, tmp_path / "run", model=poisoned_by(cfg, poison))
-
-
-def test_a_run_that_diverged_may_go_on_with_another_policy(tmp_path):
-    cfg = config(**STEPS)
-    with pytest.raises(UserError, match=f"step {BAD} is not finite; the last good .* is step 6"):
-        train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
-    cfg = config(train__on_not_finite="skip", **STEPS)
-    assert train(cfg, tmp_path / "run", model=poisoned(cfg, BAD))
-    assert [event["step"] for event in events(tmp_path / "run", "skipped")] == [BAD]
+        train(REWINDING, tmp_path / "run", model=poisoned_by(REWINDING, poison))

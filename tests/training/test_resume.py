@@ -164,21 +164,6 @@ def test_a_finished_run_does_nothing(undisturbed):
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
-def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(undisturbed, tmp_path):
-    workdir = tmp_path / "run"
-    kill_at_step(workdir, 55)
-    steps = saved_steps(workdir)
-    for path in (workdir / "checkpoints" / str(steps[-1])).glob("params/**/d/*"):
-        path.write_bytes(path.read_bytes()[:10])
-    result = run("train.py", *train_flags(workdir, **LOG))
-    assert result.returncode == 0, result.stderr
-    assert f"checkpoint {steps[-1]} cannot be read" in result.stdout
-    assert resumed_from(result) == steps[-2]
-    assert (workdir / "unreadable_checkpoints" / f"{steps[-1]}-0").is_dir()
-    for one, other in zip(final_params(undisturbed), final_params(workdir), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
 def test_a_full_disk_gives_one_error_line_and_loses_nothing(undisturbed, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
