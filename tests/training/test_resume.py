@@ -78,11 +78,6 @@ def kill_while_saving(workdir: Path) -> None:
     pytest.fail(f"never saved: {process.stderr.read()}")
 
 
-def saved_steps(workdir: Path) -> list[int]:
-    names = (path.name for path in (workdir / "checkpoints").iterdir())
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def resumed_from(result: subprocess.CompletedProcess) -> int:
     return int(re.search(r"resuming from step (\d+)", result.stdout)[1])
 
