@@ -127,7 +127,7 @@ RECALL = "data.source=recall data.tokenizer=word model.vocab_size=256"
 CONTRADICTIONS = {
     "train.seq_len=60": "train.seq_len 60 is not a multiple of model.chunk_len",
     "model.dim=17": "model.dim",
-    "model.num_heads=3": "model.num_heads",
+    "model.num_heads=3": "model.dim 16 is not divisible by model.num_heads 3",
     "train.batch_size=3 train.accumulate_steps=2": "train.batch_size 3 is not divisible",
     "train.num_steps=5 train.num_tokens=5": "give one of them",
     "mesh.data=-1 mesh.fsdp=-1": "mesh.data and mesh.fsdp are both -1",
@@ -140,7 +140,7 @@ CONTRADICTIONS = {
     "model.num_layers=100000000": "GB in training",
     "model.vocab_size=3": "model.vocab_size",
     "data.source=text": "data.path",
-    "data.source=text data.path=/nowhere/*.txt": "/nowhere/*.txt",
+    "data.source=text data.path=/nowhere/*.txt": "data.path '/nowhere/*.txt' matches no file",
     "data.tokenizer=/nowhere/tokenizer.json": "/nowhere/tokenizer.json",
     "data.tokenizer=bpe model.vocab_size=99": "needs at least 258",
     "init_from=/nowhere": "there is no workdir /nowhere",
@@ -302,6 +302,17 @@ def test_a_workdir_with_a_file_that_is_none(places, script, name, kind):
     assert str(said) in refused(places, script, f"--workdir={path.parent}")
 
 
+def test_a_workdir_without_checkpoints(places):
+    path = shutil.copytree(places.workdir, places.folder / "run")
+    shutil.rmtree(path / "checkpoints")
+    assert f"{path} has no checkpoints yet" in refused(places, "eval.py", f"--workdir={path}")
+
+
+def test_the_workdir_of_another_config(places):
+    line = refused(places, "train.py", *train_flags(places.workdir, model__long_term=8))
+    assert "model.long_term: 4 -> 8" in line
+
+
 FOLDERS = ("a space", "a'quote", 'a"quote', "a\nline", "ağaç", "-dash", "$HOME", "*", "a;b", "%s")
 
 
@@ -353,6 +364,7 @@ FLAGS = {
     "train.py --conifg=configs/tiny.py": "conifg",
     "train.py configs/tiny.py": "configs/tiny.py",
     "train.py --config=configs/tinny.py": "did you mean 'configs/tiny.py'?",
+    "train.py --config=configs/tinny.py --config.train.seed=1": "did you mean 'configs/tiny.py'?",
     "train.py --config=configs/tiny.py --config.model.dmi=3": "did you mean 'dim'?",
     "train.py --config=configs/tiny.py --config.modle.dim=3": "did you mean 'model'?",
     "train.py --config=configs/tiny.py --config.model=3": "model",
@@ -360,7 +372,7 @@ FLAGS = {
     "train.py --config=configs/tiny.py --dry_run --device=abacus": "abacus",
     "train.py --config=configs/tiny.py --dry_run --devices=many": "devices",
     "train.py --config=configs/tiny.py --report=perhaps": "report",
-    "train.py --config=configs/recall.py:half": "there is no variant 'half'",
+    "train.py --config=configs/recall.py:half": "no variant 'half'; choose one of full, no_long",
     "eval.py": "--workdir is missing",
     "eval.py --workdir=": "is not a workdir",
     "eval.py --workdir=RUN --checkpoint=worst": "there is no checkpoint 'worst'",
@@ -370,7 +382,8 @@ FLAGS = {
     "eval.py --workdir=RUN --split=train": "split",
     "eval.py --workdir=RUN --suite=recall": "needs a run of configs/recall.py",
     "eval.py --workdir=RUN --suite=memory": "suite",
-    "eval.py --workdir=RUN --workdir=RUN": "names the same run twice",
+    "eval.py --workdir=RUN --workdir=RUN": "names the same run twice; name different runs",
+    "eval.py --workdir=a --workdir=./a": "names the same run twice",
     "eval.py --workdir=RUN --workdir=/nowhere": "/nowhere",
     "eval.py --workdir=RUN --workdir=/nowhere --text=/nowhere/text": "/nowhere",
     "generate.py": "--workdir is missing",

@@ -24,24 +24,6 @@ def test_an_unknown_config_key_names_the_nearest(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("overrides", [[], ["--config.train.seed=1"]], ids=str)
-def test_a_missing_config_file_names_the_nearest(tmp_path, overrides):
-    missing = ROOT / "configs/tyny.py"
-    flags = [f"--config={missing}", f"--workdir={tmp_path / 'run'}", *overrides]
-    line = one_error_line(run("train.py", *flags))
-    assert f"there is no config file {missing}" in line
-    assert f"did you mean '{ROOT / 'configs/tiny.py'}'?" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_glob_that_matches_nothing(tmp_path):
-    pattern = str(tmp_path / "books/*.txt")
-    flags = train_flags(tmp_path / "run", data__source="text", data__path=pattern)
-    line = one_error_line(run("train.py", *flags))
-    assert f"data.path {pattern!r} matches no file" in line
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("command", "package", "extra"),
     [
@@ -77,54 +59,6 @@ def test_ctrl_c_takes_one_line(tmp_path, during_import):
     result = run(str(script))
     assert result.returncode == 130
     assert result.stderr == "error: interrupted\n"
-
-
-def test_values_that_do_not_fit_together(tmp_path):
-    flags = train_flags(tmp_path / "run", model__dim=18, model__num_heads=4)
-    line = one_error_line(run("train.py", *flags))
-    assert "model.dim 18 is not divisible by model.num_heads 4" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("command", [["eval.py"], ["generate.py", "--prompt=The"]])
-def test_a_missing_workdir(tmp_path, command):
-    missing = tmp_path / "run"
-    line = one_error_line(run(*command, f"--workdir={missing}"))
-    assert f"there is no workdir {missing}" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_workdir_without_checkpoints(tmp_path):
-    (tmp_path / "run").mkdir()
-    workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
-    before = contents(tmp_path)
-    line = one_error_line(run("eval.py", f"--workdir={tmp_path / 'run'}"))
-    assert f"{tmp_path / 'run'} has no checkpoints yet" in line
-    assert contents(tmp_path) == before
-
-
-def test_the_workdir_of_another_config(tmp_path):
-    (tmp_path / "run").mkdir()
-    workdirs.prepare(tmp_path / "run", config(), load_dataset(config()))
-    (tmp_path / "run/checkpoints/1").mkdir(parents=True)
-    (tmp_path / "run/checkpoints/1/_CHECKPOINT_METADATA").touch()
-    before = contents(tmp_path)
-    flags = train_flags(tmp_path / "run", model__long_term=8)
-    line = one_error_line(run("train.py", *flags))
-    assert "model.long_term: 4 -> 8" in line
-    assert contents(tmp_path) == before
-
-
-def test_a_variant_that_a_config_file_does_not_have(tmp_path):
-    flags = [f"--config={ROOT / 'configs/recall.py:half'}", f"--workdir={tmp_path / 'run'}"]
-    line = one_error_line(run("train.py", *flags))
-    assert line.startswith("error: there is no variant 'half'; choose one of full, no_long_term")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_is_not_compared_with_itself():
-    line = one_error_line(run("eval.py", "--workdir=a", "--workdir=./a"))
-    assert line == "error: --workdir names the same run twice; name different runs"
 
 
 # --- the same within the test process ---
