@@ -90,7 +90,8 @@ def from_mapping(section: type[Section], mapping: Mapping[str, Any], prefix: str
     """
     fields = {field.name: field for field in dataclasses.fields(section)}
     for key in mapping:
-        require(key in fields, f"unknown config key {prefix}{key}{nearest(key, list(fields))}")
+        if key not in fields:
+            raise UserError(f"unknown config key {prefix}{key}{nearest(key, list(fields))}")
     values = {}
     for name, field in fields.items():
         value, is_required = mapping.get(name), field.default is dataclasses.MISSING
