@@ -3,8 +3,10 @@
 So a command that fails at once takes some hundredths of a second, not the seconds of its imports.
 """
 
+import functools
 import gc
 import importlib
+import importlib.metadata
 import json
 import os
 import runpy
@@ -72,6 +74,9 @@ def _serve() -> None:
     os.chdir(ROOT)
     for name in IMPORTED:
         importlib.import_module(name)
+    # JAX looks for plugins among all packages that are installed: once is enough.
+    importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+    importlib.metadata.entry_points(group="jax_plugins")
     gc.freeze()  # a collection in a fork would copy all of what has been imported
     for line in sys.stdin:
         pid = os.fork()

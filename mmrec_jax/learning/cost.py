@@ -196,6 +196,7 @@ def _bytes(tree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+@functools.cache
 def _activations(config: Config) -> int:
     layers, remat = config.model.num_layers, config.model.remat
     one, two = _kept(config, 1, remat), _kept(config, 2, remat)

@@ -108,7 +108,10 @@ def adam_state(run, step):
     return run.checkpoints.restore_state(step, like).opt_state[1][0]
 
 
-@pytest.mark.parametrize("left", ["an unfinished checkpoint", "a damaged checkpoint"])
+@pytest.mark.parametrize(
+    "left",
+    ["a damaged checkpoint", pytest.param("an unfinished checkpoint", marks=pytest.mark.slow)],
+)
 def test_a_grown_run_that_lost_its_first_checkpoint_grows_again(source, grown, tmp_path, left):
     """It must never begin with a model that was not grown."""
     run = shutil.copytree(grown.workdir, tmp_path / "run")

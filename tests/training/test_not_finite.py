@@ -1,6 +1,7 @@
 """What training does when a loss is not finite: here, because a batch of one step makes it so."""
 
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -53,14 +54,33 @@ def events(workdir, kind):
 
 
 @pytest.fixture(scope="module")
-def skipping(tmp_path_factory):
-    """A run that has ended at a loss that is not finite, and then skipped that step."""
-    workdir = tmp_path_factory.mktemp("skipping") / "run"
-    stopping = config(train__checkpoint_every=1, **STEPS)
+def stopped(tmp_path_factory):
+    """A run that has ended at a loss that is not finite."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    cfg = config(train__checkpoint_every=1, **STEPS)
     with pytest.raises(UserError, match=f"step {BAD} is not finite; the last good .* is step 7"):
-        train(stopping, workdir, model=poisoned(stopping, BAD))
+        train(cfg, workdir, model=poisoned(cfg, BAD))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def skipping(stopped, tmp_path_factory):
+    """That run, which has gone on and skipped the step."""
+    workdir = shutil.copytree(stopped, tmp_path_factory.mktemp("skipping") / "run")
     assert train(SKIPPING, workdir, model=poisoned(SKIPPING, BAD))
     return workdir
+
+
+def test_what_is_not_finite_is_neither_saved_nor_logged(stopped):
+    assert [event["step"] for event in events(stopped, "diverged")] == [BAD]
+    lines = read_metrics(stopped, "train")
+    assert [line["step"] for line in lines] == [*range(1, BAD)]
+    assert all(np.isfinite([line["loss"], line["grad_norm"]]).all() for line in lines)
+    run = open_run(stopped)
+    assert run.checkpoints.steps()[-1] == BAD - 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.params(BAD - 1)))
+    with pytest.raises(UserError, match="has not finished"):
+        run.checkpoints.resolve("final")
 
 
 def test_a_skipped_step_changes_nothing(skipping):

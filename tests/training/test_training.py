@@ -304,27 +304,6 @@ def test_training_stops_early_when_validation_does_not_improve(tmp_path):
     assert event["reason"] == progress["finished"]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
-    cfg = config(train__learning_rate=1e30, train__checkpoint_every=1)
-    with pytest.raises(UserError) as error:
-        train(cfg, tmp_path / "run")
-    _, event = read_metrics(tmp_path / "run", "event")
-    step = event["step"]
-    assert event["event"] == "diverged"
-    assert f"of step {step} is not finite; the last good checkpoint is step {step - 1}." in str(
-        error.value
-    )
-    lines = read_metrics(tmp_path / "run", "train")
-    assert [line["step"] for line in lines] == list(range(1, step))
-    assert all(math.isfinite(x["loss"]) and math.isfinite(x["grad_norm"]) for x in lines)
-    run = open_run(tmp_path / "run")
-    assert run.checkpoints.steps()[-1] == step - 1 > 0
-    for leaf in jax.tree.leaves(run.params(step - 1)):
-        assert np.isfinite(leaf).all()
-    with pytest.raises(UserError, match="has not finished"):
-        run.checkpoints.resolve("final")
-
-
 @pytest.mark.parametrize(
     ("losses", "best"),
     [
