@@ -87,12 +87,12 @@ def test_damaged_tokens_are_named(workdir):
         open_prepared(workdir / "data")
 
 
-SLOW = pytest.mark.slow
+ITEMS = ["training"] + [
+    pytest.param(item, marks=pytest.mark.slow) for item in ("params", "progress", "metrics")
+]
 
 
-@pytest.mark.parametrize(
-    "item", ["training", *(pytest.param(x, marks=SLOW) for x in ("params", "progress", "metrics"))]
-)
+@pytest.mark.parametrize("item", ITEMS)
 def test_a_resumed_run_sets_a_damaged_checkpoint_aside(workdir, tmp_path, capsys, item):
     """It ends with the same parameters, as if nothing had happened."""
     ends = tmp_path / "ends"
