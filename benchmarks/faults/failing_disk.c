@@ -8,12 +8,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -151,6 +154,36 @@ int gettimeofday(struct timeval *now, void *zone) {
   int result = next(now, zone);
   now->tv_sec -= back();
   return result;
+}
+
+/* The kernel's clock is as before: by it, a time of the clock that was set back is over, and who
+   waits until then would not wait at all. */
+static const struct timespec *forth(const struct timespec *end, struct timespec *moved) {
+  if (!end) return end;
+  *moved = (struct timespec){end->tv_sec + back(), end->tv_nsec};
+  return moved;
+}
+
+int pthread_cond_timedwait(pthread_cond_t *changed, pthread_mutex_t *lock,
+                           const struct timespec *end) {
+  static int (*next)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+  if (!next) next = dlvsym(RTLD_NEXT, __func__, "GLIBC_2.3.2"); /* not the older one */
+  if (!next) next = dlsym(RTLD_NEXT, __func__);
+  struct timespec moved;
+  return next(changed, lock, forth(end, &moved));
+}
+
+long syscall(long number, ...) {
+  NEXT(syscall);
+  long x[6];
+  va_list rest;
+  va_start(rest, number);
+  for (int i = 0; i < 6; i++) x[i] = va_arg(rest, long);
+  va_end(rest);
+  struct timespec moved;
+  if (number == SYS_futex && x[1] & FUTEX_CLOCK_REALTIME)
+    x[3] = (long)forth((const struct timespec *)x[3], &moved);
+  return next(number, x[0], x[1], x[2], x[3], x[4], x[5]);
 }
 
 time_t time(time_t *now) {
