@@ -135,6 +135,8 @@ def _train(
     example = state, put(run.batches[first_step]), place_signal(0, run.mesh)
     journal.display.say("compiling the training step")
     train_step = train_step.lower(*example).compile()
+    # CPUs wait for each other for only 30 s when they first exchange something in a new program.
+    processes.tell_all("compiled")
     timetable = Timetable(
         run.total_steps, run.batches.steps_per_epoch, train.eval_every, train.checkpoint_every
     )

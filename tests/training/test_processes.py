@@ -17,6 +17,7 @@ from mmrec_jax.commands.processes import LOST
 from mmrec_jax.runs.metrics import read_metrics
 from mmrec_jax.training.loop import train
 from small_runs import (
+    ROOT,
     command,
     config,
     environment,
@@ -55,13 +56,15 @@ def config_of_one(**changes):
 
 
 @contextlib.contextmanager
-def two_processes(path, changes=MappingProxyType({}), of_second=MappingProxyType({})):
+def two_processes(
+    path, changes=MappingProxyType({}), of_second=MappingProxyType({}), script="train.py"
+):
     """Two processes of two devices each, which are killed in the end."""
     meet = [f"--coordinator={free_address()}", "--num_processes=2", "--connect_timeout=60"]
     started = [
         subprocess.Popen(
             command(
-                "train.py",
+                script,
                 *flags(path, **{**changes, **more}),
                 *meet,
                 f"--process_id={index}",
@@ -132,6 +135,29 @@ def test_a_run_continues_with_more_or_fewer_processes(tmp_path):
     with two_processes(path, saved) as processes:
         assert finish(processes) == ([0, 0], "")
     np.testing.assert_allclose(losses(path), losses(of_one), rtol=1e-5)
+
+
+LATE = f"""
+import runpy, sys, time
+import jax
+compile = jax.stages.Lowered.compile
+def compile_late(self):
+    program = compile(self)
+    time.sleep(35 if "--process_id=1" in sys.argv else 0)
+    return program
+jax.stages.Lowered.compile = compile_late
+sys.path.insert(0, {str(ROOT)!r})
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_is_waited_for_that_takes_longer_to_compile(tmp_path):
+    """JAX itself waits for 30 s when CPUs first exchange something in a new program."""
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    with two_processes(tmp_path / "run", {"train.num_steps": 8}, script=script) as processes:
+        assert finish(processes) == ([0, 0], "")
 
 
 def shorten(run, path):
