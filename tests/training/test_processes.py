@@ -137,6 +137,15 @@ def test_a_run_continues_with_more_or_fewer_processes(tmp_path):
     np.testing.assert_allclose(losses(path), losses(of_one), rtol=1e-5)
 
 
+def shorten(run, path):
+    """A copy of a run that has only its checkpoint of step 20."""
+    shutil.copytree(run, path)
+    for checkpoint in (path / "checkpoints").glob("[0-9]*"):
+        if checkpoint.name != "20":
+            shutil.rmtree(checkpoint)
+    return path
+
+
 LATE = f"""
 import runpy, sys, time
 import jax
@@ -158,15 +167,6 @@ def test_a_process_is_waited_for_that_takes_longer_to_compile(tmp_path):
     script.write_text(LATE)
     with two_processes(tmp_path / "run", {"train.num_steps": 8}, script=script) as processes:
         assert finish(processes) == ([0, 0], "")
-
-
-def shorten(run, path):
-    """A copy of a run that has only its checkpoint of step 20."""
-    shutil.copytree(run, path)
-    for checkpoint in (path / "checkpoints").glob("[0-9]*"):
-        if checkpoint.name != "20":
-            shutil.rmtree(checkpoint)
-    return path
 
 
 @pytest.mark.slow
