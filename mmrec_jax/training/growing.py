@@ -8,6 +8,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from mmrec_jax.commands import processes
 from mmrec_jax.config import Config, ModelConfig
 from mmrec_jax.data.dataset import Dataset, Split
 from mmrec_jax.data.tokenizers import SubwordTokenizer, Tokenizer
@@ -156,7 +157,8 @@ def compare(
     def measure(model: ModelConfig, params: Params, split: Split) -> EvalResult:
         of_model = dataclasses.replace(config, model=model)
         carry = config.train.carry_memory
-        return evaluate(make_eval_step(model), params, split, of_model, carry)
+        eval_step = processes.CompiledTogether(make_eval_step(model))
+        return evaluate(eval_step, params, split, of_model, carry)
 
     same_tokens = run.tokenizer.tokens == dataset.tokenizer.tokens
     split = dataset.validation if same_tokens else run.split("validation")

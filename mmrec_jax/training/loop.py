@@ -130,13 +130,13 @@ def _train(
 ) -> None:
     """Runs the loop until the run has finished or is interrupted."""
     train, first_step = run.config.train, int(state.step)
-    train_step = make_train_step(run.config, run.optimizer, run.model, shardings(state))
+    train_step = processes.CompiledTogether(
+        make_train_step(run.config, run.optimizer, run.model, shardings(state))
+    )
     put = functools.partial(place_batch, mesh=run.mesh, batch_size=train.batch_size)
     example = state, put(run.batches[first_step]), place_signal(0, run.mesh)
     journal.display.say("compiling the training step")
-    train_step = train_step.lower(*example).compile()
-    # CPUs wait for each other for only 30 s when they first exchange something in a new program.
-    processes.tell_all("compiled")
+    train_step.compile(*example)
     timetable = Timetable(
         run.total_steps, run.batches.steps_per_epoch, train.eval_every, train.checkpoint_every
     )
