@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.fuzz import READERS
+from benchmarks.fuzz.readers import READERS
 from small_runs import ROOT
 
 
