@@ -98,6 +98,17 @@ def test_a_skipped_step_changes_nothing(skipping):
     assert all(np.isfinite(leaf).all() for leaf in final_params(skipping))
 
 
+@pytest.mark.slow
+def test_no_more_than_ten_steps_in_a_row_are_skipped(tmp_path):
+    poison = poisoned(SKIPPING, *range(2, 13))
+    with pytest.raises(UserError, match="step 12 is not finite; the last good .* is step 11"):
+        train(SKIPPING, tmp_path, model=poison)
+    assert [event["step"] for event in events(tmp_path, "skipped")] == [*range(2, 12)]
+    assert [line["step"] for line in read_metrics(tmp_path, "train")] == [1]
+    for one, other in zip(leaves(saved(tmp_path, 1)), leaves(saved(tmp_path, 11)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def saved(workdir, step) -> TrainState:
     optimizer = make_optimizer(SKIPPING.train, learning_rate_schedule(SKIPPING.train, 12))
     like = jax.eval_shape(lambda: init_train_state(SKIPPING, optimizer, jax.random.key(0)))
