@@ -101,7 +101,7 @@ def test_a_skipped_step_changes_nothing(skipping):
 @pytest.mark.slow
 def test_no_more_than_ten_steps_in_a_row_are_skipped(tmp_path):
     poison = poisoned(SKIPPING, *range(2, 13))
-    with pytest.raises(UserError, match="step 12 is not finite; the last good .* is step 11"):
+    with pytest.raises(UserError, match=r"step 12 is not finite; the last good .* is step 11"):
         train(SKIPPING, tmp_path, model=poison)
     assert [event["step"] for event in events(tmp_path, "skipped")] == [*range(2, 12)]
     assert [line["step"] for line in read_metrics(tmp_path, "train")] == [1]
