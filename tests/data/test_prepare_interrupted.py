@@ -30,12 +30,10 @@ def prepare_command(text, **env):
     }
     return subprocess.Popen(
         [
-            *(
-                sys.executable,
-                "-m",
-                "mmrec_jax.commands.prepare",
-                f"--config={ROOT}/configs/tiny.py",
-            ),
+            sys.executable,
+            "-m",
+            "mmrec_jax.commands.prepare",
+            f"--config={ROOT}/configs/tiny.py",
             *(f"--config.{key}={value}" for key, value in flags.items()),
         ],
         cwd=ROOT,
